@@ -1,0 +1,368 @@
+"""The bank: what an agent remembers of one scope, and the only writer of it.
+
+Left out: deciding what to remember (the memory manager's work) and meaning beyond the text.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_r1.bank.branch import BranchStore
+from memory_r1.bank.embed import Embedder, MiniLMEmbedder
+from memory_r1.bank.log import Log
+from memory_r1.bank.operation import (
+    Applied,
+    BankStats,
+    Entry,
+    LoggedOperation,
+    Operation,
+    OperationKind,
+    StoredTurn,
+)
+from memory_r1.bank.plan import check, plan
+from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
+from memory_r1.bank.store import FileStore
+from memory_r1.errors import BankError, InputError, UnknownEntryError
+
+Floats = NDArray[np.float32]
+
+_TEXTUAL = (OperationKind.ADD, OperationKind.UPDATE)
+
+
+class Bank:
+    """Entries, their history and the turns they were learnt from, in one scope of one SQLite file.
+
+    A scope is a hard wall: another scope's entries and turns are not seen here. Many threads may share one Bank, and
+    many Banks, in this process or others, may share one file; every call first catches up with what others wrote.
+    A bank belongs to the process that opened it: open it again after os.fork.
+    """
+
+    def __init__(
+        self,
+        store: FileStore | BranchStore,
+        log: Log,
+        scope: str,
+        embedder: Embedder,
+        searcher: Searcher,
+        lock: threading.RLock,
+        clock: Callable[[], datetime],
+    ) -> None:
+        """Use `Bank.open` or `fork`."""
+        self.scope = scope
+        self.embedder = embedder
+        self._store = store
+        self._log = log
+        self._searcher = searcher
+        self._lock = lock  # one for a bank and all its forks: they share rows
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        scope: str = "default",
+        embedder: Embedder | None = None,
+        *,
+        clock: Callable[[], datetime] | None = None,
+    ) -> Bank:
+        """Open a bank file, created where there is none; ":memory:" gives one that lives as long as the object.
+
+        Args:
+            embedder: None is the embedded all-MiniLM-L6-v2, loaded when first needed: by an ADD, an UPDATE, or a
+                dense or hybrid search.
+            clock: tells the time, with a zone; for tests and for replaying the past.
+
+        Raises:
+            BankFileError: not a bank, of a newer schema, or not readable and writable.
+            InputError: the path or the scope is empty, or the scope not valid Unicode.
+        """
+        _check_text("scope", scope)
+        if not str(path) or "\0" in str(path):
+            raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
+        store = FileStore(str(path), scope)
+        log = Log(source=store.vectors)
+        embedder, clock = embedder or MiniLMEmbedder(), clock or _utc_now
+        return cls(store, log, scope, embedder, Searcher(), threading.RLock(), clock)
+
+    def fork(self) -> Bank:
+        """A branch in memory: it starts from what this bank says now, and neither sees what the other writes later.
+
+        Costs what is changed in it, not what is stored: entries and vectors are shared. It reads vectors and turns
+        that were not needed before from this bank's file, so keep this bank open while the fork is in use.
+        """
+        with self._lock:
+            self._follow()
+            store = BranchStore.of(self._store)
+            log = self._log.branch(source=store.vectors)
+            return Bank(store, log, self.scope, self.embedder, self._searcher, self._lock, self._clock)
+
+    def close(self) -> None:
+        """Release the file; safe to repeat."""
+        with self._lock:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Writing
+
+    def apply(
+        self, operations: Iterable[Operation], *, decided_by: str = "person", done: Iterable[str] = ()
+    ) -> list[Applied]:
+        """Do a batch in one transaction: the operations, their log lines and vectors, and the turns they settle.
+
+        When this returns, everything is on disk; when it raises, nothing is. plan.py has the rules of each operation.
+
+        Args:
+            operations: in order; each may change entries that were live before the batch.
+            decided_by: the policy with its version, or the person who decided.
+            done: ids of pending turns that this batch settles; it may be empty of operations.
+
+        Raises:
+            ConflictError: decided on a version that is no longer live, or a turn was done before.
+            UnknownEntryError: an UPDATE or DELETE of an id that is not live in this scope.
+            OperationError: an operation without the text or id it needs, or that cannot be stored.
+            InputError: decided_by or a turn id is empty or not valid Unicode.
+            BankError: the file's vectors were made by another embedder, or a turn in `done` is not stored.
+            BankFileError: the file cannot be written.
+            PolicyError: the embedder's model could not be loaded or reached.
+        """
+        operations, done = list(operations), list(dict.fromkeys(done))
+        _check_text("decided_by", decided_by)
+        for turn_id in done:
+            _check_text("a turn id in done", turn_id)
+        for operation in operations:
+            check(operation)
+        vectors = self._embed(operations)  # before the transaction: nobody waits for a model
+        with self._lock, self._store.transaction():
+            self._follow()
+            seq, last = self._store.head()
+            at = self._now(last)
+            stamp = LoggedOperation(seq + 1, OperationKind.NOOP, at, decided_by)
+            planned = plan(self._log, operations, stamp)
+            self._store.finish_turns(done, at)
+            if vectors:
+                self._claim_embedder()
+            self._store.append([line for line, _ in planned], _by_line(planned, vectors))
+        return [applied for _, applied in planned]
+
+    def add_turns(self, turns: Iterable[StoredTurn]) -> list[StoredTurn]:
+        """Store turns as pending, in one transaction; gives those that are new. An equal turn is stored once.
+
+        Raises:
+            BankError: a known id comes with another content; nothing is stored.
+            InputError: an id, speaker or text is empty or not valid Unicode.
+        """
+        turns = list(turns)
+        for turn in turns:
+            _check_turn(turn)
+        with self._lock, self._store.transaction():
+            return self._store.add_turns(turns)
+
+    # Reading
+
+    def get(self, entry_id: str) -> Entry:
+        """The live version of an entry; raises UnknownEntryError, for a deleted one too."""
+        with self._lock:
+            self._follow()
+            entry = self._log.live(entry_id)
+        if entry is None:
+            raise UnknownEntryError(
+                f"{entry_id!r} is not live in scope {self.scope!r}, expected an id that entries() lists"
+            )
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """Every live entry, in the order they were added; an UPDATE keeps its place."""
+        with self._lock:
+            self._follow()
+            return self._log.live_entries()
+
+    def history(self, entry_id: str) -> list[Entry]:
+        """Every version of an entry, oldest first, deleted or not; raises UnknownEntryError."""
+        with self._lock:
+            self._follow()
+            versions = self._log.versions(entry_id)
+        if not versions:
+            raise UnknownEntryError(
+                f"{entry_id!r} was never in scope {self.scope!r}, expected an id that operations() lists"
+            )
+        return versions
+
+    def operations(self) -> list[LoggedOperation]:
+        """The scope's operations log, oldest first."""
+        with self._lock:
+            self._follow()
+            return self._log.lines()
+
+    def as_of(self, time: datetime) -> list[Entry]:
+        """What the bank believed at this time, UTC where it names no zone; the order is that of `entries`."""
+        moment = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        with self._lock:
+            self._follow()
+            return self._log.live_at(moment)
+
+    def turn(self, turn_id: str) -> StoredTurn:
+        """A stored turn, pending or done; raises BankError."""
+        with self._lock:
+            turn = self._store.turn(turn_id)
+        if turn is None:
+            raise BankError(f"turn {turn_id!r} is not stored in scope {self.scope!r}, expected the id of a stored turn")
+        return turn
+
+    def pending_turns(self) -> list[StoredTurn]:
+        """The turns whose operations are not applied yet, in the order they were stored."""
+        with self._lock:
+            return self._store.pending_turns()
+
+    def scopes(self) -> list[str]:
+        """Every scope of the file that holds anything, by name."""
+        with self._lock:
+            return self._store.scopes()
+
+    def stats(self) -> BankStats:
+        """How much the scope holds."""
+        with self._lock:
+            self._follow()
+            kinds = Counter(line.kind for line in self._log.lines())
+            return BankStats(
+                live=int(self._log.live_rows().sum()),
+                versions=self._log.stop,
+                operations={kind: kinds[kind] for kind in OperationKind},
+                turns=self._store.turn_count(),
+                pending_turns=len(self._store.pending_turns()),
+                bytes=self._store.bytes(),
+            )
+
+    # Searching
+
+    def search(self, text: str, k: int = 10, speaker: str | None = None, mode: str = "hybrid") -> list[Entry]:
+        """The k live entries that fit the text best, best first; see `ranked`."""
+        return [hit.entry for hit in self.ranked(text, k, speaker, mode)]
+
+    def ranked(self, text: str, k: int = 10, speaker: str | None = None, mode: str = "hybrid") -> list[Hit]:
+        """The k live entries that fit the text best, with their scores, best first; equal scores: older first.
+
+        Args:
+            text: a question, a fact or words.
+            k: how many at most; bm25 gives fewer where fewer share a word with the text.
+            speaker: only this speaker's entries, as if the bank held no others.
+            mode: "hybrid" (both of the others, merged by reciprocal rank fusion), "dense" or "bm25".
+
+        Raises:
+            InputError: k below 1, an unknown mode, or a text that is empty or not valid Unicode.
+            BankError: dense or hybrid, and the file's vectors were made by another embedder.
+            PolicyError: the embedder's model could not be loaded or reached.
+        """
+        _check_text("the text to search for", text)
+        if k < 1:
+            raise InputError(f"k is {k}, expected at least 1")
+        wanted = _search_mode(mode)
+        with self._lock:
+            self._follow()
+            if not self._log.live_rows(speaker).any():
+                return []
+            self._check_embedder(wanted)
+        query = None if wanted is SearchMode.BM25 else self._vectors_of([text])[0]
+        with self._lock:
+            self._follow()
+            return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
+
+    # Within
+
+    def _follow(self) -> None:
+        """Catch up with the log, whoever wrote it."""
+        for line in self._store.lines(after=self._log.position):
+            self._log.append(line)
+
+    def _now(self, last: datetime | None) -> datetime:
+        """A time after the last line's, even if the clock went backwards."""
+        now = self._clock().astimezone(UTC)
+        return now if last is None else max(now, last + timedelta(microseconds=1))
+
+    def _embed(self, operations: Sequence[Operation]) -> dict[int, Floats]:
+        """The vectors of the texts that a batch brings, by the place of their operation."""
+        places = [place for place, operation in enumerate(operations) if operation.kind in _TEXTUAL]
+        if not places:
+            return {}
+        with self._lock:
+            self._follow()
+            self._check_embedder(SearchMode.DENSE)
+            texts = [self._searchable(operations[place]) for place in places]
+        return dict(zip(places, self._vectors_of(texts), strict=True))
+
+    def _searchable(self, operation: Operation) -> str:
+        assert operation.text is not None
+        if operation.entry_id is None:
+            return searchable(operation.text, operation.speaker)
+        return searchable(operation.text, self.history(operation.entry_id)[-1].speaker)
+
+    def _vectors_of(self, texts: Sequence[str]) -> Floats:
+        vectors = self.embedder.embed(texts)
+        if vectors.shape != (len(texts), self.embedder.dimension):
+            raise BankError(
+                f"embedder {self.embedder.name!r} gave vectors of shape {vectors.shape}, "
+                f"expected {(len(texts), self.embedder.dimension)}: mend the embedder"
+            )
+        return vectors
+
+    def _check_embedder(self, mode: SearchMode) -> None:
+        """Refuse to compare vectors of two embedders."""
+        stored, ours = self._store.embedder(), (self.embedder.name, self.embedder.dimension)
+        if mode is not SearchMode.BM25 and stored not in (None, ours):
+            raise BankError(
+                f"the bank's vectors were made by embedder (name, dimension) {stored}, got {ours}: "
+                "open the bank with the embedder it was made with, or search it with mode 'bm25'"
+            )
+
+    def _claim_embedder(self) -> None:
+        """Note in the file who makes its vectors, or check that it is the same."""
+        self._check_embedder(SearchMode.DENSE)
+        if self._store.embedder() is None:
+            self._store.set_embedder(self.embedder.name, self.embedder.dimension)
+
+
+def _by_line(planned: Sequence[tuple[LoggedOperation, Applied]], vectors: dict[int, Floats]) -> dict[int, Floats]:
+    """The vectors of the versions a batch opens, by line number."""
+    return {line.seq: vectors[place] for place, (line, _) in enumerate(planned) if line.kind in _TEXTUAL}
+
+
+def _search_mode(mode: str) -> SearchMode:
+    try:
+        return SearchMode(mode)
+    except ValueError as error:
+        raise InputError(f"search mode is {mode!r}, expected one of: {', '.join(SearchMode)}") from error
+
+
+def _check_turn(turn: StoredTurn) -> None:
+    for name in ("id", "speaker", "text"):
+        _check_text(f"the {name} of turn {turn.id!r}", getattr(turn, name))
+    if turn.at is not None and turn.at.tzinfo is not None:
+        raise InputError(f"turn {turn.id!r} is at {turn.at.isoformat()}, expected a wall clock without a zone")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise InputError(f"{name} is {text!r}, expected a text that is not empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} has a lone surrogate at character {error.start}, expected valid Unicode") from error
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,48 @@
+"""A numpy array that grows at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class Column:
+    """Numbers, or vectors of one width; capacity doubles, so an append costs amortised constant time.
+
+    A view taken earlier stays valid: growing allocates a new buffer and leaves the old one to its readers.
+    """
+
+    def __init__(self, dtype: DTypeLike, width: int | None = None) -> None:
+        """`width` None gives a column of numbers (N,); a number gives a matrix (N, width)."""
+        self._buffer: NDArray[Any] = np.empty((0,) if width is None else (0, width), dtype=dtype)
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def view(self) -> NDArray[Any]:
+        """Everything appended so far, (N,) or (N, width), without a copy."""
+        return self._buffer[: self._length]
+
+    def append(self, value: int | float) -> None:
+        """Append one number."""
+        self._reserve(self._length + 1)
+        self._buffer[self._length] = value
+        self._length += 1
+
+    def extend(self, values: NDArray[Any]) -> None:
+        """Append a block, (M,) or (M, width)."""
+        length = self._length + len(values)
+        self._reserve(length)
+        self._buffer[self._length : length] = values
+        self._length = length
+
+    def _reserve(self, length: int) -> None:
+        if length <= len(self._buffer):
+            return
+        grown = np.empty((max(length, 2 * len(self._buffer), 16), *self._buffer.shape[1:]), self._buffer.dtype)
+        grown[: self._length] = self.view
+        self._buffer = grown

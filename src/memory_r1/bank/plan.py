@@ -1,0 +1,112 @@
+"""What an operation comes to, given what the bank says: pure decisions, no writing.
+
+The rules, in one place:
+- ADD of a text that the same speaker's live entry already says: NOOP.
+- UPDATE to the text the entry already has: NOOP. UPDATE to the text of another live entry of the speaker: the entry is
+  closed (DELETE), since the other one already says what is believed now.
+- UPDATE keeps id and speaker, joins the turn ids, and keeps said_at unless it brings its own.
+- UPDATE or DELETE decided on a version that is no longer live: ConflictError. Of an id that was never in this scope,
+  or of a deleted entry when no version was named: UnknownEntryError.
+- Operations of one batch are taken in order, each on what those before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memory_r1.bank.log import Log
+from memory_r1.bank.operation import Applied, Entry, LoggedOperation, Operation, OperationKind, storable
+from memory_r1.errors import ConflictError, OperationError, UnknownEntryError
+
+
+def plan(log: Log, operations: Sequence[Operation], stamp: LoggedOperation) -> list[tuple[LoggedOperation, Applied]]:
+    """Settle a batch on what the log says, which stays as it is.
+
+    Args:
+        log: what the bank says now.
+        operations: checked ones, in order.
+        stamp: the first line to write, as far as all lines share it: its number, time and decider.
+
+    Raises:
+        ConflictError, UnknownEntryError: see the head of this file; the batch is refused as a whole.
+    """
+    scratch = log.branch(source=lambda after: ())
+    planned = []
+    for number, operation in enumerate(operations, start=stamp.seq):
+        line = _settle(scratch, operation, replace(stamp, seq=number, turn_ids=operation.turn_ids))
+        scratch.append(line)
+        planned.append((line, Applied(operation, line.kind, _affected(scratch, line), line.seq)))
+    return planned
+
+
+def check(operation: Operation) -> None:
+    """Refuse an operation that no bank could apply; raises OperationError."""
+    if operation.kind in (OperationKind.ADD, OperationKind.UPDATE) and operation.text is None:
+        raise OperationError(
+            f"{operation.kind} has no text, expected what is to be remembered: use Operation.add or update"
+        )
+    if operation.kind in (OperationKind.UPDATE, OperationKind.DELETE) and not operation.entry_id:
+        raise OperationError(f"{operation.kind} names no entry, expected an id such as 'e17'")
+    for text in (operation.text, operation.speaker, *operation.turn_ids):
+        if text is not None:
+            storable(text)
+    if operation.said_at is not None and operation.said_at.tzinfo is not None:
+        raise OperationError(
+            f"said_at is {operation.said_at.isoformat()}, expected a wall clock without a zone: .replace(tzinfo=None)"
+        )
+
+
+def _settle(log: Log, operation: Operation, line: LoggedOperation) -> LoggedOperation:
+    if operation.kind is OperationKind.ADD:
+        return _settle_add(log, operation, line)
+    if operation.kind is OperationKind.UPDATE:
+        return _settle_update(log, operation, line)
+    if operation.kind is OperationKind.DELETE:
+        entry = _target(log, operation)
+        return replace(line, kind=OperationKind.DELETE, entry_id=entry.id, version=entry.version)
+    return line
+
+
+def _settle_add(log: Log, operation: Operation, line: LoggedOperation) -> LoggedOperation:
+    assert operation.text is not None
+    asked = replace(line, text=operation.text, speaker=operation.speaker, said_at=operation.said_at)
+    same = log.live_with(operation.speaker, operation.text)
+    if same is not None:
+        return replace(asked, entry_id=same.id)
+    return replace(asked, kind=OperationKind.ADD, entry_id=f"e{line.seq}", version=1)
+
+
+def _settle_update(log: Log, operation: Operation, line: LoggedOperation) -> LoggedOperation:
+    assert operation.text is not None
+    entry = _target(log, operation)
+    same = log.live_with(entry.speaker, operation.text)
+    if same is not None and same.id != entry.id:
+        return replace(line, kind=OperationKind.DELETE, entry_id=entry.id, version=entry.version)
+    said_at = operation.said_at or entry.said_at
+    asked = replace(line, entry_id=entry.id, text=operation.text, speaker=entry.speaker, said_at=said_at)
+    if same is not None:
+        return asked
+    turn_ids = tuple(dict.fromkeys(entry.turn_ids + operation.turn_ids))
+    return replace(asked, kind=OperationKind.UPDATE, version=entry.version + 1, turn_ids=turn_ids)
+
+
+def _target(log: Log, operation: Operation) -> Entry:
+    """The live version an UPDATE or DELETE is about."""
+    assert operation.entry_id is not None
+    entry = log.live(operation.entry_id)
+    if entry is not None and operation.version in (None, entry.version):
+        return entry
+    if operation.version is not None and log.versions(operation.entry_id):
+        now = f"version {entry.version} is live" if entry else "it is deleted"
+        raise ConflictError(
+            f"{operation.kind} of {operation.entry_id} was decided on version {operation.version}, "
+            f"but {now}: read it again and decide again"
+        )
+    raise UnknownEntryError(
+        f"{operation.kind} names {operation.entry_id!r}, expected the id of a live entry of this scope: see entries()"
+    )
+
+
+def _affected(log: Log, line: LoggedOperation) -> Entry | None:
+    return log.versions(line.entry_id)[-1] if line.entry_id else None

@@ -1,0 +1,47 @@
+"""Text to search terms: Unicode words, folded, without stop words, stemmed by Snowball's English stemmer.
+
+Words of other alphabets pass through the stemmer unchanged; Chinese, Japanese and Korean characters, which no space
+divides, are terms of their own. Left out: stemming in other languages.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import snowballstemmer
+
+_STOP_WORDS = """
+    a about after again all am an and any are as at be been before being but by can could did do does doing don for
+    from had has have having he her here hers him his how i if in into is it its just me more most my no nor not of off
+    on once only or other our out over own s same she should so some such t than that the their them then there these
+    they this those through to too under until up very was we were what when where which while who whom why will with
+    would you your
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+_LONGEST_WORD = 64  # the stemmer takes quadratic time, and what is longer is no word
+
+_CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e00-\u0eff"  # \w lacks combining marks
+_TERM = re.compile(rf"[{_CJK}]|[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*")
+
+
+class Words:
+    """Turns text into terms. Remembers every stem it worked out; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._stemmer = snowballstemmer.stemmer("english")
+        self._stems: dict[str, str] = {}
+
+    def terms(self, text: str) -> list[str]:
+        """The terms of a text in order, repetitions kept."""
+        words = _TERM.findall(unicodedata.normalize("NFKC", text).casefold())
+        return [self._stem(word) for word in words if word not in STOP_WORDS]
+
+    def _stem(self, word: str) -> str:
+        stem = self._stems.get(word)
+        if stem is None:
+            stem = word if len(word) > _LONGEST_WORD else self._stemmer.stemWord(word)
+            self._stems[word] = stem
+        return stem

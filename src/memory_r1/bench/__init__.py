@@ -1,0 +1,1 @@
+"""Benchmarks: files of dialogues with questions, the metrics, and the summary of a run."""

@@ -1,0 +1,268 @@
+"""What comes in: turns, sessions, dialogues and the questions asked about them, and the JSONL file people keep them in.
+
+One JSON object per line, a turn or a question; docs/own-data.md shows the format. Left out: benchmark files, whose
+loaders live in bench/, and images, of which only a caption's text is kept by those loaders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from memory_r1.errors import DialogueError, InputError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance. `id` is unique in the scope that remembers it; `at` is the session's wall clock, zone-free."""
+
+    id: str
+    speaker: str
+    text: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """Turns of one sitting, in order."""
+
+    id: str
+    at: datetime | None
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Sessions in the order they happened."""
+
+    id: str
+    sessions: tuple[Session, ...]
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return tuple(turn for session in self.sessions for turn in session.turns)
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        """Everyone who speaks, in order of first appearance."""
+        return tuple(dict.fromkeys(turn.speaker for turn in self.turns))
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for turn in self.turns:
+            if turn.id in seen:
+                raise DialogueError(f"dialogue {self.id!r}: turn id {turn.id!r} appears twice, expected unique ids")
+            seen.add(turn.id)
+        if not seen:
+            raise DialogueError(f"dialogue {self.id!r} has no turns, expected at least one")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a dialogue, with its gold answer.
+
+    `evidence` holds the ids of the turns the answer rests on, where known; `category` is the data set's own label.
+    """
+
+    id: str
+    dialogue_id: str
+    text: str
+    answer: str
+    category: str = "all"
+    evidence: tuple[str, ...] = ()
+    asked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class DialogueFile:
+    """The content of one JSONL file: its dialogues and the questions about them."""
+
+    dialogues: tuple[Dialogue, ...]
+    questions: tuple[Question, ...] = ()
+
+    def dialogue(self, dialogue_id: str) -> Dialogue:
+        """Find a dialogue by id; raises InputError, naming the known ids."""
+        for dialogue in self.dialogues:
+            if dialogue.id == dialogue_id:
+                return dialogue
+        known = ", ".join(dialogue.id for dialogue in self.dialogues)
+        raise InputError(f"unknown dialogue {dialogue_id!r}, the file has: {known}")
+
+    def questions_of(self, dialogue_ids: Iterable[str]) -> list[Question]:
+        """The questions about these dialogues, in file order; raises InputError on an unknown id."""
+        wanted = {self.dialogue(dialogue_id).id for dialogue_id in dialogue_ids}
+        return [question for question in self.questions if question.dialogue_id in wanted]
+
+
+def load_dialogues(path: Path | str) -> DialogueFile:
+    """Read a JSONL file of turns and questions.
+
+    Raises:
+        DialogueError: the file is missing, not UTF-8, empty, or a line breaks the schema; names line and field.
+    """
+    path = Path(path)
+    builder = _Builder()
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        record = _Record(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
+        if record.has("question"):
+            builder.add_question(record)
+        else:
+            builder.add_turn(record)
+    return builder.build(path)
+
+
+def save_dialogues(path: Path | str, dialogues: Iterable[Dialogue], questions: Iterable[Question] = ()) -> None:
+    """Write dialogues and questions in the format `load_dialogues` reads."""
+    records = [*_turn_records(dialogues), *(_question_record(question) for question in questions)]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _turn_records(dialogues: Iterable[Dialogue]) -> Iterator[dict[str, object]]:
+    for dialogue in dialogues:
+        for session in dialogue.sessions:
+            for turn in session.turns:
+                at = {"at": session.at.isoformat(timespec="minutes")} if session.at else {}
+                yield {
+                    "dialogue": dialogue.id, "session": session.id, **at,
+                    "turn": turn.id, "speaker": turn.speaker, "text": turn.text,
+                }  # fmt: skip
+
+
+def _question_record(question: Question) -> dict[str, object]:
+    record: dict[str, object] = {
+        "dialogue": question.dialogue_id, "id": question.id, "question": question.text, "answer": question.answer,
+        "category": question.category, "evidence": list(question.evidence),
+    }  # fmt: skip
+    if question.asked_at:
+        record["asked_at"] = question.asked_at.isoformat(timespec="minutes")
+    return record
+
+
+def _lines(path: Path) -> Sequence[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise DialogueError(f"{path}: no such file, expected a JSONL file of turns and questions") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DialogueError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _parse(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DialogueError(f"{where}: not JSON ({error.msg} at column {error.colno}), expected one object") from error
+    if not isinstance(record, dict):
+        raise DialogueError(f"{where}: got {type(record).__name__}, expected a JSON object with a turn or a question")
+    return record
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One JSON object with typed access; every refusal names the line and the field."""
+
+    fields: Mapping[str, Any]
+    where: str
+
+    def has(self, name: str) -> bool:
+        return self.fields.get(name) is not None
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self.fields.get(name, default)
+        if value is None:
+            raise DialogueError(f"{self.where}: field {name!r} is missing")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise DialogueError(f"{self.where}: field {name!r} is {value!r:.60}, expected a non-empty string")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise DialogueError(f"{self.where}: field {name!r} has a lone surrogate, expected valid Unicode")
+        return value
+
+    def time(self, name: str) -> datetime | None:
+        if not self.has(name):
+            return None
+        value = self.text(name)
+        try:
+            return datetime.fromisoformat(value).replace(tzinfo=None)
+        except ValueError as error:
+            raise DialogueError(
+                f"{self.where}: field {name!r} is {value!r:.60}, expected an ISO time such as 2025-03-02T19:10"
+            ) from error
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self.fields.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise DialogueError(f"{self.where}: field {name!r} is {value!r:.60}, expected a list of strings")
+        return tuple(value)
+
+
+@dataclass
+class _Builder:
+    """Collects lines into dialogues; sessions keep the order in which the file first names them."""
+
+    sessions: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)
+    times: dict[tuple[str, str], datetime | None] = field(default_factory=dict)
+    turn_places: dict[str, str] = field(default_factory=dict)
+    questions: list[tuple[Question, str]] = field(default_factory=list)
+
+    def add_turn(self, record: _Record) -> None:
+        dialogue, session = record.text("dialogue", "dialogue-1"), record.text("session", "session-1")
+        at = self._session_time(record, dialogue, session)
+        turns = self.sessions.setdefault(dialogue, {}).setdefault(session, [])
+        turn_id = record.text("turn", f"{dialogue}/{session}/{len(turns) + 1}")
+        if turn_id in self.turn_places:
+            raise DialogueError(
+                f"{record.where}: turn id {turn_id!r} was already used at {self.turn_places[turn_id]}, expected unique ids"
+            )
+        self.turn_places[turn_id] = record.where
+        turns.append(Turn(turn_id, record.text("speaker"), record.text("text"), at))
+
+    def _session_time(self, record: _Record, dialogue: str, session: str) -> datetime | None:
+        key, at = (dialogue, session), record.time("at")
+        known = self.times.setdefault(key, at)
+        if at is not None and at != known:
+            raise DialogueError(f"{record.where}: field 'at' is {at}, but session {session!r} began at {known}")
+        return known
+
+    def add_question(self, record: _Record) -> None:
+        dialogue = record.text("dialogue", "dialogue-1")
+        question = Question(
+            id=record.text("id", f"{dialogue}/q{len(self.questions) + 1}"),
+            dialogue_id=dialogue,
+            text=record.text("question"),
+            answer=record.text("answer"),
+            category=record.text("category", "all"),
+            evidence=record.texts("evidence"),
+            asked_at=record.time("asked_at"),
+        )
+        self.questions.append((question, record.where))
+
+    def build(self, path: Path) -> DialogueFile:
+        if not self.sessions:
+            raise DialogueError(f"{path}: holds no turns, expected at least one")
+        dialogues = tuple(
+            Dialogue(name, tuple(Session(s, self.times[(name, s)], tuple(turns)) for s, turns in sessions.items()))
+            for name, sessions in self.sessions.items()
+        )
+        self._check_questions()
+        return DialogueFile(dialogues, tuple(question for question, _ in self.questions))
+
+    def _check_questions(self) -> None:
+        seen: set[str] = set()
+        for question, where in self.questions:
+            if question.id in seen:
+                raise DialogueError(f"{where}: question id {question.id!r} appears twice, expected unique ids")
+            seen.add(question.id)
+            if question.dialogue_id not in self.sessions:
+                raise DialogueError(f"{where}: field 'dialogue' is {question.dialogue_id!r}, which has no turns here")
+            missing = [turn_id for turn_id in question.evidence if turn_id not in self.turn_places]
+            if missing:
+                raise DialogueError(f"{where}: field 'evidence' names {missing[0]!r}, which is no turn of this file")

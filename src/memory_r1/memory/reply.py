@@ -1,0 +1,54 @@
+"""What every agent's prompt and parser share: text made safe for one line, JSON found in a reply, one retry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from memory_r1.errors import ReplyError
+from memory_r1.policy.base import Message, Policy, Prompt, Sampling
+
+Parsed = TypeVar("Parsed")
+
+
+def one_line(text: str, longest: int = 2000) -> str:
+    """Text on one line without control characters, so that a stored text cannot open a line of the prompt.
+
+    Longer texts are cut at `longest` characters, with an ellipsis to show it; the bank keeps them whole.
+    """
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text[: 4 * longest]).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def find_json(text: str) -> object:
+    """The JSON object of a reply, alone or in a code fence or amid prose; raises ReplyError when there is none."""
+    start = text.find("{")
+    if start < 0:
+        raise ReplyError(f"got {text[:80]!r}, expected a JSON object")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text[start:])
+        json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates, which no bank could store
+    except (ValueError, RecursionError) as error:
+        raise ReplyError(f"got {text[start : start + 80]!r}, which is not JSON ({error}), expected one object") from error
+    found: object = value
+    return found
+
+
+def ask_for_json(policy: Policy, prompt: Prompt, sampling: Sampling, parse: Callable[[object], Parsed]) -> Parsed:
+    """Complete, find the JSON, parse it; a reply that does not parse is sent back once with the reason.
+
+    Raises:
+        ReplyError: the second reply does not parse either.
+        PolicyError: the model failed.
+    """
+    reply = policy.complete([prompt], sampling)[0].text
+    try:
+        return parse(find_json(reply))
+    except ReplyError as error:
+        again: list[Message] = [
+            *prompt,
+            {"role": "assistant", "content": reply},
+            {"role": "user", "content": f"That does not parse: {error}. Reply with the JSON object alone."},
+        ]
+        return parse(find_json(policy.complete([again], sampling)[0].text))

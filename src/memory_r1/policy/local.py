@@ -1,0 +1,246 @@
+"""A policy that runs here: any causal language model of transformers, with an optional LoRA adapter.
+
+The model is a Hugging Face folder or id, a .gguf file (dequantised on loading), or, when none is named, the embedded
+small model. Left out: JSON-schema decoding (`Sampling.schema` is ignored here, parsers stand behind every reply).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
+
+from memory_r1.errors import InputError, ModelError
+from memory_r1.policy.base import Completion, Prompt, Sampling
+from memory_r1.policy.decode import Sampled, sample_groups
+from memory_r1.policy.embedded import embedded_model
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class LocalPolicy:
+    """A transformers model behind the `Policy` seam; loads on first use.
+
+    Args:
+        model: folder, .gguf file or hub id; None takes the embedded SmolLM2-135M-Instruct.
+        adapter: folder of a PEFT adapter to put on the model.
+        device: torch device; None takes a GPU where there is one.
+        precision: of the weights.
+        batch_tokens: most padded prompt tokens that go through the model at once.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        adapter: str | Path | None = None,
+        device: str | None = None,
+        precision: Precision = "float32",
+        batch_tokens: int = 8192,
+    ) -> None:
+        self._source = Path(model) if model is not None else embedded_model()
+        self._adapter = Path(adapter) if adapter is not None else None
+        self._device = device
+        self._precision = precision
+        self._batch_tokens = batch_tokens
+        self._lock = Lock()
+        self._model: Any = None
+        self._tokenizer: Any = None
+        if self._adapter is not None:
+            _check_adapter(self._adapter)
+
+    @property
+    def name(self) -> str:
+        """The model's name; with an adapter, its folder name and the first 8 digits of its weights' sha256."""
+        base = self._source.stem if self._source.suffix == ".gguf" else self._source.name
+        if self._adapter is None:
+            return base
+        weights = (self._adapter / "adapter_model.safetensors").read_bytes()
+        return f"{base}+{self._adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+
+    @property
+    def model(self) -> Any:
+        """The loaded transformers (or PEFT) model, in eval mode.
+
+        Raises:
+            ModelError: it is not installed, not a model, or cannot be loaded.
+        """
+        self._load()
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The loaded tokenizer; raises ModelError as `model` does."""
+        self._load()
+        return self._tokenizer
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end a completion: the tokenizer's and the model's, which may differ."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens under the model's chat template, up to where the reply begins.
+
+        Text that spells one of the tokenizer's special tokens is broken up first, so that no content can end its
+        message or open another.
+        """
+        special = [token for token in self.tokenizer.all_special_tokens if token.strip()]
+        messages = [{"role": m["role"], "content": _defuse(m["content"], special)} for m in prompt]
+        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of a completion's tokens, special tokens left out."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """One completion per prompt; see `Policy`."""
+        return [group[0] for group in self.sample(prompts, sampling, n=1)]
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int) -> list[list[Completion]]:
+        """n completions of each prompt, with tokens and log-probabilities.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            InputError: a prompt with its completion exceeds the model's context.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
+        self._check_lengths(encoded, sampling.max_tokens)
+        generator = self._generator(sampling.seed)
+        groups: list[list[Completion]] = [[] for _ in encoded]
+        with self._lock:
+            for batch in _batches([len(ids) for ids in encoded], self._batch_tokens):
+                sampled = sample_groups(
+                    self.model,
+                    [encoded[i] for i in batch],
+                    n=n,
+                    max_tokens=sampling.max_tokens,
+                    temperature=sampling.temperature,
+                    end_ids=self.end_ids,
+                    generator=generator,
+                )
+                for i, group in zip(batch, sampled, strict=True):
+                    groups[i] = [self._completion(len(encoded[i]), one) for one in group]
+        return groups
+
+    def _completion(self, prompt_tokens: int, sampled: Sampled) -> Completion:
+        return Completion(
+            text=self.decode(sampled.tokens).strip(),
+            finish="stop" if sampled.ended else "length",
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(sampled.tokens),
+            tokens=tuple(sampled.tokens),
+            logprobs=tuple(sampled.logprobs),
+        )
+
+    def _check_lengths(self, encoded: list[list[int]], max_tokens: int) -> None:
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        for number, ids in enumerate(encoded, start=1):
+            if context is not None and len(ids) + max_tokens > context:
+                raise InputError(
+                    f"prompt {number} has {len(ids)} tokens and may write {max_tokens}, but {self.name} holds {context}: "
+                    "retrieve fewer entries (--k) or use a model with a longer context"
+                )
+
+    def _generator(self, seed: int | None) -> torch.Generator | None:
+        import torch
+
+        return None if seed is None else torch.Generator(self.model.device).manual_seed(seed)
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        model, self._tokenizer = _load_base(self._source, self._precision)
+        if self._adapter is not None:
+            model = _with_adapter(model, self._adapter)
+        self._model = model.to(self._device or _best_device()).eval()
+
+
+def _best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ModelError("a local model needs torch and transformers: pip install 'memory-r1[local]'") from error
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    place, options = _locate(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision), **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{source}: cannot be loaded as a language model ({reason}): name a folder with config.json and weights, "
+            "a .gguf file, or a hub id"
+        ) from error
+    return model, tokenizer
+
+
+def _locate(source: Path) -> tuple[str, dict[str, str]]:
+    """How transformers wants to be told: (folder or id, further arguments)."""
+    if source.suffix == ".gguf":
+        if not source.is_file():
+            raise ModelError(f"{source}: no such file, expected GGUF weights")
+        return str(source.parent), {"gguf_file": source.name}
+    if source.is_dir() and not (source / "config.json").is_file():
+        raise ModelError(f"{source}: not a model folder, expected a config.json in it")
+    if source.is_absolute() and not source.exists():
+        raise ModelError(f"{source}: no such folder, expected a model")
+    return str(source), {}
+
+
+def _check_adapter(folder: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: not an adapter folder, expected {name} in it (written by memory-r1 train)")
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelError("an adapter needs peft: pip install 'memory-r1[train]'") from error
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: the adapter does not fit the model ({reason}): use the base it names") from error
+
+
+def _defuse(text: str, special: Sequence[str]) -> str:
+    if not special:
+        return text
+    pattern = "|".join(re.escape(token) for token in special)
+    return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in order of length, cut so that rows times the longest stays within `batch_tokens`."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[i] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,327 @@
+"""A policy behind any OpenAI-compatible /v1/chat/completions endpoint: OpenAI, vLLM, llama.cpp, Ollama, LM Studio.
+
+Retries, their backoff and Retry-After are the `openai` client's own work. Left out: streaming, log-probabilities (so
+no training on a remote policy) and proxies, for which the client reads the usual environment variables.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from memory_r1.errors import EndpointError, InputError, PolicyError
+from memory_r1.policy.base import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import openai
+
+_OPENAI_URL = "https://api.openai.com/v1"
+_LOCAL_KEY = "none"  # servers without a key ignore it, but the client insists on one
+_CONNECT_TIMEOUT_S = 5.0
+
+ResponseFormat = Literal["json_schema", "json_object", "none"]
+
+_log = logging.getLogger(__name__)
+
+
+class RemotePolicy:
+    """A model served elsewhere. Safe to share between threads.
+
+    Args:
+        model: the name the endpoint knows the model by.
+        base_url: up to and including /v1; else MEMORY_R1_BASE_URL, OPENAI_BASE_URL, then OpenAI itself. A
+            `user:password@` in it is sent as basic authentication, in place of the key, and shown nowhere.
+        api_key: else MEMORY_R1_API_KEY, then OPENAI_API_KEY; may be absent unless the endpoint is OpenAI itself.
+        timeout_s: seconds that one attempt may stay silent; connecting is given at most 5 of them.
+        retries: further attempts after a timeout, a failed connection, or HTTP 408, 409, 429 or 5xx. The pause doubles
+            from half a second to 8, less up to a quarter at random; a Retry-After within the client's limit goes first.
+        concurrency: requests in flight at once, over all callers.
+        schema: how a sampling's JSON schema is sent. "auto" begins with "json_schema" and, when the endpoint refuses
+            it, steps down to "json_object" and then "none", for this and all later prompts, with a logged warning; a
+            format named here is kept, and its refusal is an error. max_tokens gives way to max_completion_tokens in
+            the same manner, whatever this says.
+
+    Raises:
+        InputError: base_url is no http(s) address, or a number is out of range.
+        PolicyError: OpenAI's own endpoint without a key, or a key that no header can carry.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 4,
+        concurrency: int = 4,
+        schema: Literal["auto"] | ResponseFormat = "auto",
+    ) -> None:
+        if timeout_s <= 0 or retries < 0 or concurrency < 1:
+            raise InputError(
+                f"got timeout_s {timeout_s}, retries {retries}, concurrency {concurrency}: expected > 0, >= 0, >= 1"
+            )
+        self._model = model
+        self._address = _Address.parse(_first(base_url, "MEMORY_R1_BASE_URL", "OPENAI_BASE_URL") or _OPENAI_URL)
+        self._timeout_s, self._attempts = timeout_s, retries + 1
+        self._dialect = _Dialect() if schema == "auto" else _Dialect(formats=(schema,))
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="memory-r1-remote")
+        key = _api_key(api_key, self._address)
+        self._secrets = tuple(secret for secret in (key, *self._address.secrets) if secret and secret != _LOCAL_KEY)
+        self._client = _client(self._address, key, timeout_s, retries)
+
+    @property
+    def name(self) -> str:
+        """The model and the host that serves it, without credentials: "gpt-4.1-mini@api.openai.com"."""
+        return f"{self._model}@{self._address.host}"
+
+    def __repr__(self) -> str:
+        return f"RemotePolicy({self.name!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; the policy cannot be used afterwards."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+        """Ask for all prompts at once, at most `concurrency` in flight; completions come in the prompts' order.
+
+        Raises:
+            EndpointError: the endpoint is down, refuses, or answers no text; prompts not yet sent are dropped.
+        """
+        futures = [self._pool.submit(self._complete_one, prompt, sampling) for prompt in prompts]
+        try:
+            for future in as_completed(futures):
+                future.result()  # the first failure ends the wait, whichever prompt it belongs to
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _complete_one(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        body = self._send(prompt, sampling)
+        try:
+            reply = json.loads(body)
+        except ValueError:
+            what = f"answered with a body that is not JSON: {body!r}"
+            raise self._error(what, "check that the base URL ends in /v1") from None
+        return self._completion(reply)
+
+    def _send(self, prompt: Prompt, sampling: Sampling) -> str:
+        """One request, sent again in a humbler dialect as long as the endpoint refuses the one in use."""
+        import openai
+
+        create = self._client.chat.completions.with_raw_response.create
+        # stream is named since not every server takes its absence for "no"
+        request: dict[str, Any] = {"model": self._model, "messages": list(prompt), "stream": False}
+        dialect = self._dialect
+        while True:
+            fields = dialect.fields(sampling)
+            try:
+                body = create(**request, **fields).text
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                humbler = dialect.after_refusal(fields, str(error.body))
+                if humbler is None:
+                    raise self._explain(error) from None
+                dialect = humbler
+            except openai.APIError as error:
+                raise self._explain(error) from None
+            else:
+                self._learn(dialect)
+                return body
+
+    def _learn(self, dialect: _Dialect) -> None:
+        """Keep to what was understood; learnt only from success, as a refusal may have had another reason."""
+        with self._lock:
+            learnt = self._dialect.humbled_to(dialect)
+            if learnt == self._dialect:
+                return
+            self._dialect = learnt
+        _log.warning("%s refused fields of the request: from now on it is sent %s", self.name, learnt.description)
+
+    def _completion(self, reply: object) -> Completion:
+        """Read the endpoint's JSON, of which nothing is taken for granted."""
+        text, finish = _dig(reply, "choices", 0, "message", "content"), _dig(reply, "choices", 0, "finish_reason")
+        refusal = _dig(reply, "choices", 0, "message", "refusal")
+        if refusal:
+            raise self._error(f"the model refused: {refusal}", "rephrase the text or use another model")
+        if finish == "content_filter":
+            raise self._error("its content filter stopped the completion", "rephrase the text or use another model")
+        if not isinstance(text, str) and finish == "length":
+            raise self._error("the token limit was reached before any text", "raise max_tokens or switch reasoning off")
+        if not isinstance(text, str):
+            got = json.dumps(reply, ensure_ascii=False)
+            expected = "expected text in choices[0].message.content: check the base URL and the model"
+            raise self._error(f"answered {got}", expected)
+        return Completion(
+            text,
+            finish="length" if finish == "length" else "stop",
+            prompt_tokens=_count(_dig(reply, "usage", "prompt_tokens")),
+            completion_tokens=_count(_dig(reply, "usage", "completion_tokens")),
+        )
+
+    def _explain(self, error: openai.APIError) -> EndpointError:
+        import openai
+
+        match error:
+            case openai.APITimeoutError():
+                what = f"no answer within {self._timeout_s:g} s, attempts made: {self._attempts}"
+                return self._error(what, "check that the server is not overloaded, or raise the timeout")
+            case openai.APIConnectionError():
+                reason = str(error.__cause__ or "") or str(error)
+                what = f"cannot be reached ({reason}), attempts made: {self._attempts}"
+                return self._error(what, "check that the server runs and that the base URL is right")
+            case openai.APIStatusError():
+                return self._error(f"HTTP {error.status_code}: {_said(error)}", _advice(error.status_code))
+        return self._error(str(error), "check that it is an OpenAI-compatible endpoint")
+
+    def _error(self, what: str, check: str) -> EndpointError:
+        """One line without secrets. To be raised `from None`: a server may have echoed the key into the cause."""
+        for secret in self._secrets:
+            what = what.replace(secret, "***")
+        what = " ".join(what.split())
+        what = what if len(what) <= 300 else f"{what[:300]}..."
+        return EndpointError(f"{self._model} at {self._address.url}: {what}; {check}")
+
+
+@dataclass(frozen=True)
+class _Address:
+    """Where the endpoint is. `url` and `host` are fit to be shown, the other two are not."""
+
+    url: str
+    host: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def parse(cls, base_url: str) -> _Address:
+        # the URL is not quoted: what is wrong with it may stand beside a password
+        unusable = InputError(
+            "the base URL cannot be used, expected http(s)://host[:port]/path as in http://host:8000/v1"
+        )
+        try:
+            parts = urlsplit(base_url)
+            port = parts.port
+        except ValueError:
+            raise unusable from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+            raise unusable
+        userinfo, _, host = parts.netloc.rpartition("@")
+        url = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+        if not userinfo:
+            return cls(url, host)
+        token = b64encode(unquote(userinfo).encode()).decode()
+        password = parts.password or ""
+        return cls(url, host, {"Authorization": f"Basic {token}"}, (token, userinfo, password, unquote(password)))
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """The request fields that endpoints disagree on: what to send first, then what to fall back to."""
+
+    formats: tuple[ResponseFormat, ...] = ("json_schema", "json_object", "none")
+    limits: tuple[str, ...] = ("max_tokens", "max_completion_tokens")  # OpenAI's reasoning models take the second only
+
+    @property
+    def description(self) -> str:
+        return f"{self.limits[0]} and response_format {self.formats[0]}"
+
+    def fields(self, sampling: Sampling) -> dict[str, Any]:
+        """The request's fields besides model, messages and stream."""
+        fields: dict[str, Any] = {"temperature": sampling.temperature, self.limits[0]: sampling.max_tokens}
+        if sampling.seed is not None:
+            fields["seed"] = sampling.seed
+        if sampling.schema is not None and self.formats[0] != "none":
+            fields["response_format"] = _response_format(self.formats[0], sampling.schema)
+        return fields
+
+    def after_refusal(self, fields: Mapping[str, Any], said: str) -> _Dialect | None:
+        """The dialect to try next; None where the refusal is about something else or nothing humbler is left."""
+        said = said.lower().replace("_", " ")
+        if "max completion tokens" in said and len(self.limits) > 1:
+            return replace(self, limits=self.limits[1:])
+        about_format = any(words in said for words in ("response format", "json schema", "json object"))
+        if about_format and "response_format" in fields and len(self.formats) > 1:
+            return replace(self, formats=self.formats[1:])
+        return None
+
+    def humbled_to(self, other: _Dialect) -> _Dialect:
+        """The humbler of both in each respect."""
+        return _Dialect(min(self.formats, other.formats, key=len), min(self.limits, other.limits, key=len))
+
+
+def _first(argument: str | None, *variables: str) -> str | None:
+    """The argument, else the first of the environment variables that is set and not blank."""
+    values = (argument, *(os.environ.get(variable) for variable in variables))
+    return next((value.strip() for value in values if value and value.strip()), None)
+
+
+def _api_key(argument: str | None, address: _Address) -> str:
+    key = _first(argument, "MEMORY_R1_API_KEY", "OPENAI_API_KEY")
+    if key is None and address.host == "api.openai.com":
+        raise PolicyError(f"{address.url} needs an API key: set MEMORY_R1_API_KEY, or give another base URL")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise PolicyError(
+            "the API key holds characters no HTTP header can carry, expected printable ASCII: copy it again"
+        )
+    return key or _LOCAL_KEY
+
+
+def _client(address: _Address, key: str, timeout_s: float, retries: int) -> openai.OpenAI:
+    import openai  # half a second, so only where a remote policy is made
+
+    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
+    return openai.OpenAI(
+        api_key=key, base_url=address.url, timeout=timeout, max_retries=retries, default_headers=address.headers
+    )
+
+
+def _response_format(name: ResponseFormat, schema: Mapping[str, object]) -> dict[str, Any]:
+    if name == "json_object":
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": dict(schema)}}
+
+
+def _dig(value: Any, *path: str | int) -> Any:
+    """Follow keys and indices down into JSON; None where the path leads nowhere."""
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The server's own words: the message field of its error where there is one, else the whole body."""
+    return str(_dig(error.body, "message") or _dig(error.body, "detail") or error.body or "no explanation given")
+
+
+def _advice(status: int) -> str:
+    if status in (401, 403):
+        return "check the API key (MEMORY_R1_API_KEY, else OPENAI_API_KEY) and what it may use"
+    if status == 404:
+        return "check the model's name and that the base URL ends in /v1"
+    if status == 429:
+        return "wait, lower the concurrency, or check the quota"
+    if status >= 500:
+        return "check the server's log, or try later"
+    return "check what this endpoint and model accept"

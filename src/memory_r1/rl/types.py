@@ -1,0 +1,67 @@
+"""The nouns of training. Read this page first.
+
+An Episode is one decision with an outcome: a prompt, and a pure reward for whatever the policy writes. A Group is an
+episode's prompt with G sampled rollouts, all from the same state, so that they may be compared. A Demonstration is a
+prompt with the reply a warm start imitates.
+
+Axes, written behind tensors: P prompts (groups), G rollouts of a group, T tokens of a completion, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from memory_r1.policy.base import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The outcome of one completion: `value` is what is maximised, `parts` are shown beside it and never trained on."""
+
+    value: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Episode(Protocol):
+    """One decision with an outcome; the public contract of the trainer.
+
+    `reward` is pure: the same completion always earns the same, and it sees nothing but what the policy wrote.
+    """
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def prompt(self) -> Prompt: ...
+
+    def reward(self, completion: Completion) -> Reward:
+        """What a completion earns; a malformed one earns little, and never raises."""
+        ...
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and the reply to imitate."""
+
+    id: str
+    prompt: Prompt
+    reply: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion and its outcome. Tokens are the sampled ids, never a re-encoding of the text."""
+
+    completion: Completion
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G rollouts of one episode, with the prompt's token ids as the sampler saw them."""
+
+    episode: Episode
+    prompt_tokens: tuple[int, ...]
+    rollouts: tuple[Rollout, ...]
