@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from memory_r1.bank import Applied, Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
+from memory_r1.bank.embed import Floats
 from memory_r1.errors import BankError, ConflictError, InputError, OperationError, UnknownEntryError
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
@@ -204,7 +205,7 @@ def test_an_operation_that_no_bank_could_apply_is_refused(bank: Bank, operation:
 
 def test_an_embedder_that_gives_the_wrong_shape_is_refused_and_nothing_is_written() -> None:
     class Broken(HashingEmbedder):
-        def embed(self, texts: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        def embed(self, texts: Sequence[str]) -> Floats:
             return np.zeros((1, 3), dtype=np.float32)
 
     bank = Bank.open(":memory:", embedder=Broken(32))
@@ -355,6 +356,16 @@ def test_a_fork_and_its_bank_do_not_see_each_others_writes(bank: Bank) -> None:
     assert [line.kind for line in bank.operations()] == [ADD, ADD, DELETE, ADD]
     assert {entry.text for entry in fork.search("three", mode="bm25")} == {"three in the fork"}
     assert {entry.text for entry in bank.search("three", mode="bm25")} == {"three in the bank"}
+
+
+def test_a_fork_keeps_its_history_when_its_bank_writes_on(bank: Bank) -> None:
+    add(bank, "one")
+    fork = bank.fork()
+    bank.apply([Operation.update("e1", "one in the bank"), Operation.add("two in the bank")])
+    fork.apply([Operation.add("two in the fork"), Operation.add("two in the bank")])
+    assert [version.text for version in fork.history("e1")] == ["one"]
+    assert texts(fork) == ["one", "two in the fork", "two in the bank"]
+    assert texts(bank) == ["one in the bank", "two in the bank"]
 
 
 def test_a_fork_of_a_fork_starts_from_the_fork(bank: Bank) -> None:

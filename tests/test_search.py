@@ -48,7 +48,7 @@ def test_bm25_gives_the_number_worked_by_hand() -> None:
     best = bank.ranked("Green pies!", mode="bm25")[0]
     assert best.entry.text == "green green apple pie"
     assert best.score == pytest.approx(green + pie, rel=1e-6)
-    assert best.score == pytest.approx(1.4955, abs=1e-4)
+    assert best.score == pytest.approx(1.4296, abs=1e-4)
 
 
 def test_dense_gives_the_cosine() -> None:
@@ -92,11 +92,20 @@ def test_the_best_fit_comes_first_and_k_cuts(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_are_ranked_older_first(mode: str) -> None:
     bank = Bank.open(":memory:", embedder=HashingEmbedder(64))
-    bank.apply([Operation.add("same words, same vector" + "!" * number) for number in range(0)])
     speakers = ["Ann", "ann", "ANN", "aNN", "anN"] * 41
     texts = ["likes tea" + " " * number for number in range(len(speakers))]
     bank.apply([Operation.add(text, speaker=speaker) for text, speaker in zip(texts, speakers, strict=True)])
     assert [entry.text for entry in bank.search("Ann likes tea", k=50, mode=mode)] == texts[:50]
+
+
+@pytest.mark.parametrize("question", ["tea", "Ann", "who likes tea", "black dog", "violin", "likes likes"])
+def test_equal_vectors_are_equals_however_a_matrix_product_rounds_them(question: str) -> None:
+    bank = Bank.open(":memory:", embedder=HashingEmbedder(384))
+    spaces = [" " * number for number in range(203)]
+    bank.apply([Operation.add("Ann likes tea" + space) for space in spaces])
+    hits = bank.ranked(question, k=5, mode="dense")
+    assert [hit.entry.text for hit in hits] == ["Ann likes tea" + space for space in spaces[:5]]
+    assert len({hit.score for hit in hits}) == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -145,7 +154,9 @@ def test_what_was_deleted_or_replaced_leaves_no_trace_in_the_scores(mode: str) -
     bank = bank_of([("Ann", "old black dog"), *FACTS[:1], ("Bob", "violin violin violin"), *FACTS[1:]])
     first, _, third, *_ = bank.entries()
     bank.apply([Operation.delete(first.id), Operation.delete(third.id)])
-    assert found(bank.ranked("black dog violin", mode=mode)) == found(bank_of(FACTS).ranked("black dog violin", mode=mode))
+    assert found(bank.ranked("black dog violin", mode=mode)) == found(
+        bank_of(FACTS).ranked("black dog violin", mode=mode)
+    )
     last = bank.entries()[-1]
     bank.apply([Operation.update(last.id, "A new piano")])
     changed = [*FACTS[:-1], (None, "A new piano")]

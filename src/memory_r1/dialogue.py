@@ -220,7 +220,7 @@ class _Builder:
         turn_id = record.text("turn", f"{dialogue}/{session}/{len(turns) + 1}")
         if turn_id in self.turn_places:
             raise DialogueError(
-                f"{record.where}: turn id {turn_id!r} was already used at {self.turn_places[turn_id]}, expected unique ids"
+                f"{record.where}: turn id {turn_id!r} was used at {self.turn_places[turn_id]}: give each turn its own"
             )
         self.turn_places[turn_id] = record.where
         turns.append(Turn(turn_id, record.text("speaker"), record.text("text"), at))

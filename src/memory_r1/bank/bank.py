@@ -192,6 +192,10 @@ class Bank:
             self._follow()
             return self._log.live_entries()
 
+    def speakers(self) -> list[str]:
+        """Whose entries are live, in order of their first live entry; entries that name nobody count for nobody."""
+        return list(dict.fromkeys(entry.speaker for entry in self.entries() if entry.speaker))
+
     def history(self, entry_id: str) -> list[Entry]:
         """Every version of an entry, oldest first, deleted or not; raises UnknownEntryError."""
         with self._lock:
@@ -223,6 +227,12 @@ class Bank:
         if turn is None:
             raise BankError(f"turn {turn_id!r} is not stored in scope {self.scope!r}, expected the id of a stored turn")
         return turn
+
+    def source_turns(self, entry: Entry) -> list[StoredTurn]:
+        """The stored turns an entry was learnt from; ids that a person gave without storing a turn are left out."""
+        with self._lock:
+            found = [self._store.turn(turn_id) for turn_id in entry.turn_ids]
+        return [turn for turn in found if turn is not None]
 
     def pending_turns(self) -> list[StoredTurn]:
         """The turns whose operations are not applied yet, in the order they were stored."""

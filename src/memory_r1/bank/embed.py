@@ -67,8 +67,8 @@ class HashingEmbedder:
 
 def _features(text: str) -> list[str]:
     words = text.casefold().split()
-    trigrams = [f"#{word}#"[i : i + 3] for word in words for i in range(len(word))]
-    return words + trigrams
+    padded = f"#{'#'.join(words)}#"
+    return words + [padded[start : start + 3] for start in range(len(padded) - 2)]
 
 
 class MiniLMEmbedder:

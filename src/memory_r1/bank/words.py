@@ -20,8 +20,6 @@ _STOP_WORDS = """
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
-_LONGEST_WORD = 64  # the stemmer takes quadratic time, and what is longer is no word
-
 _CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e00-\u0eff"  # \w lacks combining marks
 _TERM = re.compile(rf"[{_CJK}]|[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*")
@@ -42,6 +40,5 @@ class Words:
     def _stem(self, word: str) -> str:
         stem = self._stems.get(word)
         if stem is None:
-            stem = word if len(word) > _LONGEST_WORD else self._stemmer.stemWord(word)
-            self._stems[word] = stem
+            stem = self._stems[word] = self._stemmer.stemWord(word)
         return stem

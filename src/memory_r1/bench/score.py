@@ -38,6 +38,7 @@ class Prediction:
     latency_s       seconds from question to answer
     failure         why there is no answer, or None
     reply           the raw completion
+    well_formed     whether the reply kept the format; one that did not is taken whole as the answer
     """
 
     question: Question
@@ -49,6 +50,7 @@ class Prediction:
     latency_s: float
     failure: str | None
     reply: str = ""
+    well_formed: bool = True
 
 
 def score(prediction: Prediction) -> dict[str, float]:
@@ -108,10 +110,11 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Group:
+class CategorySummary:
     """The predictions of one category, or all of them.
 
-    metrics  by name; a metric that no question of the group has is not there
+    failures   questions without an answer, which score 0; malformed: replies that left the format
+    metrics    by name; a metric that no question of the category has is not there
     means of context_tokens and model_calls; latency_p50_s and latency_p95_s in seconds
     """
 
@@ -119,6 +122,7 @@ class Group:
     name: str
     n: int
     failures: int
+    malformed: int
     metrics: Mapping[str, Estimate]
     context_tokens: float
     model_calls: float
@@ -130,8 +134,8 @@ class Group:
 class Summary:
     """A run: all its predictions, and each category, by id."""
 
-    overall: Group
-    categories: tuple[Group, ...]
+    overall: CategorySummary
+    categories: tuple[CategorySummary, ...]
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, ready for JSON."""
@@ -170,14 +174,15 @@ def summarise(
 
 def _group(
     category: str, name: str, scored: Sequence[tuple[Prediction, Mapping[str, float]]], seed: int, resamples: int
-) -> Group:
+) -> CategorySummary:
     predictions = [prediction for prediction, _ in scored]
     latencies = [prediction.latency_s for prediction in predictions]
-    return Group(
+    return CategorySummary(
         category=category,
         name=name,
         n=len(predictions),
         failures=sum(prediction.failure is not None for prediction in predictions),
+        malformed=sum(not prediction.well_formed for prediction in predictions),
         metrics=_estimates([scores for _, scores in scored], seed, resamples),
         context_tokens=float(np.mean([prediction.context_tokens for prediction in predictions])),
         model_calls=float(np.mean([prediction.model_calls for prediction in predictions])),
@@ -254,27 +259,25 @@ def evidence_recall_at(
 
 
 def render(summary: Summary, title: str) -> Table:
-    """A table of the summary: one row per category id and one overall; scores x100 with [low, high]."""
-    shown = [metric for metric in (*ANSWER_METRICS, *EVIDENCE_METRICS) if metric in summary.overall.metrics]
-    table = Table(title=title, caption="scores x100 with 95 % bootstrap intervals over questions; failures score 0")
-    for column in ("category", "n", "failures", *shown, "context tokens", "calls", "latency p50/p95 s"):
-        table.add_column(column, justify="left" if column == "category" else "right")
-    for group in (*summary.categories, summary.overall):
-        table.add_row(*_row(group, shown))
+    """A table of the summary, a column per category id and one overall; scores x100 with [low, high]."""
+    table = Table(title=title, caption="x100, with 95 % bootstrap intervals over questions; failures score 0")
+    table.add_column("")
+    groups = [summary.overall, *summary.categories]
+    for group in groups:
+        table.add_column(f"{_label(group)}\nn={group.n}", justify="right")
+    for metric in (*ANSWER_METRICS, *EVIDENCE_METRICS):
+        if metric in summary.overall.metrics:
+            table.add_row(metric, *(_cell(group.metrics.get(metric)) for group in groups))
+    table.add_section()
+    table.add_row("failures / malformed", *(f"{group.failures} / {group.malformed}" for group in groups))
+    table.add_row("context tokens", *(f"{group.context_tokens:.0f}" for group in groups))
+    table.add_row("model calls", *(f"{group.model_calls:.1f}" for group in groups))
+    table.add_row("latency p50/p95 s", *(f"{group.latency_p50_s:.2f}/{group.latency_p95_s:.2f}" for group in groups))
     return table
 
 
-def _row(group: Group, shown: Sequence[str]) -> list[str]:
-    label = group.name if group.category in (group.name, "all") else f"{group.category} {group.name}"
-    return [
-        label,
-        str(group.n),
-        str(group.failures),
-        *(_cell(group.metrics.get(metric)) for metric in shown),
-        f"{group.context_tokens:.0f}",
-        f"{group.model_calls:.1f}",
-        f"{group.latency_p50_s:.2f}/{group.latency_p95_s:.2f}",
-    ]
+def _label(group: CategorySummary) -> str:
+    return group.name if group.category in (group.name, "all") else f"{group.category} {group.name}"
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memory_r1.bank import Bank, Entry
 from memory_r1.errors import InputError
@@ -41,6 +41,10 @@ class AnswerSettings:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
+SMALL = AnswerSettings(k=10, per_speaker=False, max_tokens=40)
+"""What a model of a few hundred million parameters can read and write."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer with what it was made from.
@@ -52,7 +56,7 @@ class Answer:
     distilled: tuple[Entry, ...] = ()
     retrieved: tuple[Entry, ...] = ()
     well_formed: bool = True
-    completion: Completion = Completion("")
+    completion: Completion = field(default_factory=lambda: Completion(""))
 
 
 @dataclass(frozen=True)

@@ -30,18 +30,14 @@ def absolute_dates(text: str, at: datetime | None) -> str:
     """
     if at is None:
         return text
-    for pattern, resolve in _RULES:
-        text = pattern.sub(lambda match, resolve=resolve: _annotated(match, resolve(match, at)), text)
+    for rule in _RULES:
+        text = rule.annotate(text, at)
     return text
 
 
 def day(at: datetime) -> str:
     """A date as people write it: "7 May 2023"."""
     return f"{at.day} {at:%B} {at.year}"
-
-
-def _annotated(match: re.Match[str], date: str | None) -> str:
-    return match[0] if date is None else f"{match[0]} ({date})"
 
 
 def _shifted_day(days: int) -> Callable[[re.Match[str], datetime], str | None]:
@@ -98,21 +94,30 @@ def _guarded(at: datetime, shift: relativedelta, write: Callable[[datetime], str
         return None
 
 
-def _rule(pattern: str, resolve: Callable[[re.Match[str], datetime], str | None]) -> tuple[
-    re.Pattern[str], Callable[[re.Match[str], datetime], str | None]
-]:  # fmt: skip
-    # a phrase that already has its date behind it is left alone, so that annotating twice changes nothing
-    return re.compile(rf"(?<![\w-])(?:{pattern})(?![\w'’-])(?!\s*\()", re.IGNORECASE), resolve
+class _Rule:
+    """A phrase and how it resolves; None leaves the phrase alone."""
+
+    def __init__(self, phrase: str, resolve: Callable[[re.Match[str], datetime], str | None]) -> None:
+        # a phrase that already has its date behind it is left alone, so that annotating twice changes nothing
+        self._pattern = re.compile(rf"(?<![\w-])(?:{phrase})(?![\w'’-])(?!\s*\()", re.IGNORECASE)
+        self._resolve = resolve
+
+    def annotate(self, text: str, at: datetime) -> str:
+        def dated(match: re.Match[str]) -> str:
+            date = self._resolve(match, at)
+            return match[0] if date is None else f"{match[0]} ({date})"
+
+        return self._pattern.sub(dated, text)
 
 
 _RULES = [
-    _rule(r"(?:the )?day before yesterday", _shifted_day(-2)),
-    _rule(r"(?:the )?day after tomorrow", _shifted_day(2)),
-    _rule(r"(?<!day before )yesterday|last night", _shifted_day(-1)),
-    _rule(r"(?<!day after )tomorrow", _shifted_day(1)),
-    _rule(r"today|tonight|this (?:morning|afternoon|evening)", _shifted_day(0)),
-    _rule(rf"{_WHICH} (?P<weekday>{'|'.join(_WEEKDAYS)})", _weekday),
-    _rule(rf"{_WHICH} (?P<unit>week|weekend|month|year|spring|summer|autumn|fall|winter)", _period),
-    _rule(rf"{_COUNT} (?P<unit>day|week|weekend|month|year)s? ago", _ago),
-    _rule(rf"in {_COUNT} (?P<unit>day|week|month|year)s?", _ahead),
+    _Rule(r"(?:the )?day before yesterday", _shifted_day(-2)),
+    _Rule(r"(?:the )?day after tomorrow", _shifted_day(2)),
+    _Rule(r"(?<!day before )yesterday|last night", _shifted_day(-1)),
+    _Rule(r"(?<!day after )tomorrow", _shifted_day(1)),
+    _Rule(r"today|tonight|this (?:morning|afternoon|evening)", _shifted_day(0)),
+    _Rule(rf"{_WHICH} (?P<weekday>{'|'.join(_WEEKDAYS)})", _weekday),
+    _Rule(rf"{_WHICH} (?P<unit>week|weekend|month|year|spring|summer|autumn|fall|winter)", _period),
+    _Rule(rf"{_COUNT} (?P<unit>day|week|weekend|month|year)s? ago", _ago),
+    _Rule(rf"in {_COUNT} (?P<unit>day|week|month|year)s?", _ahead),
 ]

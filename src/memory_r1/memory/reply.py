@@ -30,7 +30,9 @@ def find_json(text: str) -> object:
         value, _ = json.JSONDecoder().raw_decode(text[start:])
         json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates, which no bank could store
     except (ValueError, RecursionError) as error:
-        raise ReplyError(f"got {text[start : start + 80]!r}, which is not JSON ({error}), expected one object") from error
+        raise ReplyError(
+            f"got {text[start : start + 80]!r}, which is not JSON ({error}), expected one object"
+        ) from error
     found: object = value
     return found
 

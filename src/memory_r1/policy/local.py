@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,11 +58,15 @@ class LocalPolicy:
     @property
     def name(self) -> str:
         """The model's name; with an adapter, its folder name and the first 8 digits of its weights' sha256."""
-        base = self._source.stem if self._source.suffix == ".gguf" else self._source.name
         if self._adapter is None:
-            return base
+            return self.base_name
         weights = (self._adapter / "adapter_model.safetensors").read_bytes()
-        return f"{base}+{self._adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+        return f"{self.base_name}+{self._adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+
+    @property
+    def base_name(self) -> str:
+        """The model's name without the adapter."""
+        return self._source.stem if self._source.suffix == ".gguf" else self._source.name
 
     @property
     def model(self) -> Any:
@@ -86,6 +90,10 @@ class LocalPolicy:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(token for token in [*ids, self.tokenizer.eos_token_id] if token is not None)
+
+    def wrap(self, change: Callable[[Any], Any]) -> None:
+        """Put something around the loaded model, such as an adapter to train; `change` gives the model to use."""
+        self._model = change(self.model)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens under the model's chat template, up to where the reply begins.
@@ -150,8 +158,8 @@ class LocalPolicy:
         for number, ids in enumerate(encoded, start=1):
             if context is not None and len(ids) + max_tokens > context:
                 raise InputError(
-                    f"prompt {number} has {len(ids)} tokens and may write {max_tokens}, but {self.name} holds {context}: "
-                    "retrieve fewer entries (--k) or use a model with a longer context"
+                    f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
+                    f"{context}: retrieve fewer entries (--k) or use a model with a longer context"
                 )
 
     def _generator(self, seed: int | None) -> torch.Generator | None:

@@ -118,4 +118,4 @@ def _token_logprobs(logits: Tensor, completions: Sequence[Sequence[int]], temper
 
     targets = torch.tensor([token for completion in completions for token in completion], device=logits.device)
     logprobs = -torch.nn.functional.cross_entropy(logits.float() / temperature, targets, reduction="none")
-    return list(logprobs.split([len(completion) for completion in completions]))
+    return list(torch.split(logprobs, [len(completion) for completion in completions]))

@@ -1,0 +1,81 @@
+"""One face for every file of dialogues and questions: LoCoMo's JSON and people's own JSONL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from memory_r1.bench.locomo import CATEGORY_NAMES, SPLITS, load_locomo, split
+from memory_r1.bench.run import ReadyFacts
+from memory_r1.dialogue import Dialogue, DialogueFile, Question, load_dialogues
+from memory_r1.errors import InputError
+from memory_r1.memory import Extractor, Fact, LLMExtractor, TurnExtractor
+from memory_r1.policy.base import Policy
+
+Extraction = Literal["turns", "facts", "llm"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Dialogues with their questions, and where they came from.
+
+    facts       ready-made facts by dialogue id, where the file has any
+    categories  names of category ids; an id that is not there is its own name
+    sha256      of the file's bytes
+    """
+
+    path: Path
+    file: DialogueFile
+    sha256: str
+    facts: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
+    categories: Mapping[str, str] = field(default_factory=dict)
+
+    def select(self, part: str) -> tuple[list[Dialogue], list[Question]]:
+        """The dialogues and questions of a part: "all", dialogue ids separated by commas, or a split of LoCoMo.
+
+        Raises:
+            InputError: an unknown id, or a part without questions.
+        """
+        if part == "all":
+            ids = tuple(dialogue.id for dialogue in self.file.dialogues)
+        elif self.facts and part in SPLITS:
+            ids = split(part)
+        else:
+            ids = tuple(name.strip() for name in part.split(",") if name.strip())
+        dialogues, questions = [self.file.dialogue(name) for name in ids], self.file.questions_of(ids)
+        if not questions:
+            raise InputError(f"{self.path}: {part!r} has no questions, expected dialogues with some")
+        return dialogues, questions
+
+    def extractor(self, extraction: Extraction, policy: Policy | None = None) -> Callable[[Dialogue], Extractor]:
+        """How the facts of each dialogue are to be had.
+
+        Raises:
+            InputError: the file has no ready-made facts, or "llm" without a policy.
+        """
+        if extraction == "turns":
+            return lambda dialogue: TurnExtractor()
+        if extraction == "llm":
+            if policy is None:
+                raise InputError("extraction by llm needs a policy, got none: name a model")
+            return lambda dialogue: LLMExtractor(policy)
+        if not self.facts:
+            raise InputError(f"{self.path} has no ready-made facts: extract turns or llm instead")
+        return lambda dialogue: ReadyFacts(self.facts[dialogue.id])
+
+
+def load_dataset(path: Path | str, *, adversarial: bool = False) -> Dataset:
+    """Read LoCoMo's format (a .json file) or our own (any other); `adversarial` adds LoCoMo's category 5.
+
+    Raises:
+        DialogueError: the file is missing or breaks its schema.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        locomo = load_locomo(path, adversarial=adversarial, facts=True)
+        return Dataset(path, locomo, locomo.sha256, locomo.facts, CATEGORY_NAMES)
+    file = load_dialogues(path)
+    return Dataset(path, file, hashlib.sha256(path.read_bytes()).hexdigest())

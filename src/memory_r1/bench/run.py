@@ -1,0 +1,165 @@
+"""Run a system over dialogues and questions: remember, ask, and keep every answer with what it cost.
+
+Everything a number depends on goes beside it: settings, seed, versions, the data's hash, the command. Left out: what
+is computed from predictions (score.py) and other systems to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from memory_r1.bank import Bank, Embedder
+from memory_r1.bench.score import Prediction, Summary, score
+from memory_r1.dialogue import Dialogue, Question, Turn
+from memory_r1.memory import Extractor, Fact, Memory
+from memory_r1.memory.answer import Answer, AnswerSettings
+from memory_r1.policy.base import Policy
+
+Progress = Callable[[int, int], None]  # (done, of how many)
+
+
+@dataclass(frozen=True)
+class ReadyFacts:
+    """An extractor over facts somebody extracted before; a fact comes with the first of its turns."""
+
+    facts: Sequence[Fact]
+    turns_at_once: int = 64
+
+    def extract(self, turns: Sequence[Turn]) -> list[Fact]:
+        """The facts whose first turn is among `turns`, in their own order."""
+        ids = {turn.id for turn in turns}
+        return [fact for fact in self.facts if fact.turn_ids and fact.turn_ids[0] in ids]
+
+
+def remember_all(
+    dialogues: Sequence[Dialogue],
+    extractor: Callable[[Dialogue], Extractor],
+    embedder: Embedder | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Bank]:
+    """A bank in memory for each dialogue, filled by the ADD-only manager; keyed by dialogue id."""
+    banks: dict[str, Bank] = {}
+    for dialogue in dialogues:
+        bank = Bank.open(":memory:", scope=dialogue.id, embedder=embedder)
+        Memory(bank, extractor=extractor(dialogue)).remember(dialogue)
+        banks[dialogue.id] = bank
+        if progress:
+            progress(len(banks), len(dialogues))
+    return banks
+
+
+def predict(
+    banks: Mapping[str, Bank],
+    questions: Sequence[Question],
+    policy: Policy,
+    settings: AnswerSettings,
+    *,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Answer every question from its dialogue's bank, in order.
+
+    Latency is the wall time of a batch divided by its questions; `batch=1` gives what one user waits for.
+    """
+    predictions: list[Prediction] = []
+    for dialogue_id, group in groupby(questions, key=lambda question: question.dialogue_id):
+        asked, memory = list(group), Memory(banks[dialogue_id], policy, settings=settings)
+        for start in range(0, len(asked), batch):
+            part = asked[start : start + batch]
+            began = time.perf_counter()
+            answers = memory.ask_all([question.text for question in part])
+            seconds = (time.perf_counter() - began) / len(part)
+            predictions += [_prediction(q, answer, seconds) for q, answer in zip(part, answers, strict=True)]
+            if progress:
+                progress(len(predictions), len(questions))
+    return predictions
+
+
+def _prediction(question: Question, answer: Answer, seconds: float) -> Prediction:
+    return Prediction(
+        question=question,
+        answer=answer.text,
+        retrieved=answer.retrieved,
+        distilled=answer.distilled,
+        context_tokens=answer.completion.prompt_tokens,
+        model_calls=1 if answer.retrieved else 0,
+        latency_s=seconds,
+        failure=None if answer.text else "empty reply",
+        reply=answer.completion.text,
+        well_formed=answer.well_formed,
+    )
+
+
+def save_results(
+    folder: Path, config: object, data: Mapping[str, str], summary: Summary, predictions: Sequence[Prediction]
+) -> Path:
+    """Write results.json: what was run, on what, with which versions, the summary, and every prediction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        **provenance(config),
+        "data": dict(data),
+        "summary": summary.as_dict(),
+        "predictions": [_record(prediction) for prediction in predictions],
+    }
+    path = folder / "results.json"
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
+
+
+def provenance(config: object) -> dict[str, Any]:
+    """What a result depends on beside its data: command, settings, versions, machine, time."""
+    return {
+        "command": " ".join(sys.argv),
+        "config": plain(config),
+        "versions": {name: _version(name) for name in ("memory-r1", "torch", "transformers", "peft", "numpy")},
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def plain(value: object) -> Any:
+    """Dataclasses, paths and times as JSON can hold them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _record(prediction: Prediction) -> dict[str, object]:
+    question = prediction.question
+    return {
+        "id": question.id,
+        "category": question.category,
+        "question": question.text,
+        "gold": question.answer,
+        "answer": prediction.answer,
+        "reply": prediction.reply,
+        "failure": prediction.failure,
+        "well_formed": prediction.well_formed,
+        "retrieved": [{"text": entry.text, "turn_ids": list(entry.turn_ids)} for entry in prediction.retrieved],
+        "distilled": [list(entry.turn_ids) for entry in prediction.distilled],
+        "context_tokens": prediction.context_tokens,
+        "latency_s": round(prediction.latency_s, 4),
+        "scores": score(prediction),
+    }

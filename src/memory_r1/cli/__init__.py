@@ -1,0 +1,44 @@
+"""The command line: one file per verb. `main` parses, runs the verb and turns expected failures into exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from memory_r1.cli.ask import Ask
+from memory_r1.cli.bank import BankVerb
+from memory_r1.cli.demo import Demo
+from memory_r1.cli.evaluate import Eval
+from memory_r1.cli.remember import Remember
+from memory_r1.cli.train import Train
+from memory_r1.errors import MemoryR1Error
+
+Verb = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Remember, tyro.conf.subcommand("remember")]
+    | Annotated[Ask, tyro.conf.subcommand("ask")]
+    | Annotated[BankVerb, tyro.conf.subcommand("bank")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+)
+
+DESCRIPTION = """A long-term memory for LLM agents, trained by outcome-driven RL.
+
+Exit codes: 0 done; 1 done in part (some turns failed and stay pending); 2 bad input, nothing changed.
+Every verb has an example in its own help: memory-r1 ask --help"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Flags that do not parse end the process with code 2."""
+    verb: Verb = tyro.cli(Verb, prog="memory-r1", description=DESCRIPTION, args=arguments)
+    try:
+        return verb.run()
+    except MemoryR1Error as error:
+        print(f"memory-r1: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("memory-r1: stopped; run the same command again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,170 @@
+"""memory-r1 bank: look into a bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from memory_r1.cli.flags import BankFlags
+from memory_r1.cli.show import print_json
+
+if TYPE_CHECKING:
+    from memory_r1.bank import Entry
+
+
+@dataclass(frozen=True)
+class _Look:
+    where: Annotated[BankFlags, tyro.conf.arg(name="")] = field(default_factory=BankFlags)
+    json: bool = False
+    """print JSON"""
+
+
+@dataclass(frozen=True)
+class List(_Look):
+    """List the live entries, oldest first.
+
+    Example: memory-r1 bank list --bank memory.db --scope alice
+    """
+
+    speaker: str | None = None
+    """only this speaker's"""
+
+    def run(self) -> int:
+        """Print them."""
+        with self.where.open(existing=True) as bank:
+            entries = [e for e in bank.entries() if self.speaker is None or e.speaker == self.speaker]
+        _print_entries(entries, self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Show(_Look):
+    """Show one live entry with the turns it was learnt from.
+
+    Example: memory-r1 bank show e17
+    """
+
+    id: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+
+    def run(self) -> int:
+        """Print it; raises UnknownEntryError when it is not live."""
+        with self.where.open(existing=True) as bank:
+            entry = bank.get(self.id)
+            turns = bank.source_turns(entry)
+        if self.json:
+            print_json({**_plain(entry), "turns": [{**asdict(turn), "at": _iso(turn.at)} for turn in turns]})
+            return 0
+        _print_entries([entry], False)
+        for turn in turns:
+            print(f"  turn {turn.id}, {turn.speaker}: {turn.text}")
+        return 0
+
+
+@dataclass(frozen=True)
+class History(_Look):
+    """Show every version of an entry, oldest first, with who decided it.
+
+    Example: memory-r1 bank history e17
+    """
+
+    id: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+
+    def run(self) -> int:
+        """Print them; raises UnknownEntryError when the scope never had such an entry."""
+        with self.where.open(existing=True) as bank:
+            versions = bank.history(self.id)
+        if self.json:
+            print_json([_plain(version) for version in versions])
+            return 0
+        for version in versions:
+            until = f"until {version.valid_to:%Y-%m-%d %H:%M:%S}" if version.valid_to else "live"
+            print(f"v{version.version}  {version.valid_from:%Y-%m-%d %H:%M:%S} {until}  by {version.decided_by}")
+            print(f"    {version.text}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Search(_Look):
+    """Search the live entries without asking a model to answer.
+
+    Example: memory-r1 bank search "dogs" --k 5 --mode bm25
+    """
+
+    text: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    k: int = 10
+    """how many entries"""
+    speaker: str | None = None
+    """only this speaker's"""
+    mode: Literal["hybrid", "dense", "bm25"] = "hybrid"
+    """BM25 needs no embedding model"""
+
+    def run(self) -> int:
+        """Print them, best first."""
+        with self.where.open(existing=True) as bank:
+            entries = bank.search(self.text, k=self.k, speaker=self.speaker, mode=self.mode)
+        _print_entries(entries, self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Stats(_Look):
+    """Count entries, versions, operations and turns.
+
+    Example: memory-r1 bank stats --json
+    """
+
+    def run(self) -> int:
+        """Print them."""
+        with self.where.open(existing=True) as bank:
+            stats, scopes = asdict(bank.stats()), bank.scopes()
+        stats["operations"] = {kind.value: count for kind, count in stats["operations"].items()}
+        if self.json:
+            print_json({**stats, "scopes": scopes})
+            return 0
+        for name, value in {**stats, "scopes": ", ".join(scopes)}.items():
+            print(f"{name.replace('_', ' '):14} {value}")
+        return 0
+
+
+@dataclass(frozen=True)
+class BankVerb:
+    """Look into a bank: list, show, history, search, stats.
+
+    Example: memory-r1 bank search "dogs" --bank memory.db
+    """
+
+    verb: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Show, tyro.conf.subcommand("show")]
+        | Annotated[History, tyro.conf.subcommand("history")]
+        | Annotated[Search, tyro.conf.subcommand("search")]
+        | Annotated[Stats, tyro.conf.subcommand("stats")]
+    ]
+
+    def run(self) -> int:
+        """Run the verb."""
+        return self.verb.run()
+
+
+def _print_entries(entries: Sequence[Entry], as_json: bool) -> None:
+    from memory_r1.memory.dates import day
+
+    if as_json:
+        print_json([_plain(entry) for entry in entries])
+        return
+    for entry in entries:
+        said = f" [{day(entry.said_at)}]" if entry.said_at else ""
+        print(f"{entry.id}{said} {entry.speaker + ': ' if entry.speaker else ''}{entry.text}")
+
+
+def _plain(entry: Entry) -> dict[str, object]:
+    times = {name: _iso(getattr(entry, name)) for name in ("said_at", "valid_from", "valid_to")}
+    return {**asdict(entry), **times}
+
+
+def _iso(time: datetime | None) -> str | None:
+    return time.isoformat() if time else None

@@ -1,0 +1,165 @@
+"""memory-r1 eval: score answers, or retrieval alone, on LoCoMo or on people's own data."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from memory_r1.cli.flags import AnswerFlags, ModelFlags
+from memory_r1.cli.show import print_json, progress
+from memory_r1.errors import InputError
+
+if TYPE_CHECKING:
+    from memory_r1.bank import Bank
+    from memory_r1.bench.dataset import Dataset
+    from memory_r1.bench.score import Prediction
+    from memory_r1.dialogue import Question
+
+DATA_VARIABLE = "MEMORY_R1_DATA"
+
+
+@dataclass(frozen=True)
+class _Eval:
+    model: Annotated[ModelFlags, tyro.conf.arg(name="")] = field(default_factory=ModelFlags)
+    answer: Annotated[AnswerFlags, tyro.conf.arg(name="")] = field(default_factory=AnswerFlags)
+    extract: Literal["turns", "facts", "llm"] = "turns"
+    """what an entry is made of: the turn itself, the file's ready-made facts (LoCoMo), or facts the model writes"""
+    recall: bool = False
+    """only measure evidence recall of the retrieval, which needs no language model"""
+    out: Path | None = None
+    """folder for results.json: every prediction, with config, versions and the data's hash"""
+    limit: int | None = None
+    """only the first questions"""
+    batch: int = 16
+    """questions answered together; 1 measures the latency one user sees"""
+    seed: int = 0
+    """of the bootstrap"""
+    samples: int = 0
+    """also print this many questions with gold and answer"""
+    json: bool = False
+    """print the summary as JSON"""
+
+    def _evaluate(self, dataset: Dataset, part: str, title: str) -> int:
+        from memory_r1.bench.run import remember_all
+
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"--limit is {self.limit}, expected at least 1")
+        dialogues, questions = dataset.select(part)
+        questions = questions[: self.limit]
+        policy = self.model.policy() if self.extract == "llm" else None
+        with progress("remembering") as step:
+            banks = remember_all(dialogues, dataset.extractor(self.extract, policy), progress=step)
+        if self.recall:
+            return self._recall(banks, questions, title)
+        return self._answer(dataset, banks, questions, title)
+
+    def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
+        from memory_r1.bench.score import evidence_recall_at
+
+        recalls = evidence_recall_at(lambda q, k: banks[q.dialogue_id].search(q.text, k=k), questions)
+        if self.json:
+            print_json({"questions": len(questions), "evidence_recall": recalls})
+            return 0
+        print(f"{title}: evidence recall over {len(questions)} questions")
+        print("  ".join(f"@{k} {100 * recall:.1f}" for k, recall in recalls.items()))
+        return 0
+
+    def _answer(self, dataset: Dataset, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
+        from memory_r1.bench.run import predict, save_results
+        from memory_r1.bench.score import render, summarise
+
+        policy, settings = self.model.policy(), self.answer.settings(self.model)
+        with progress("answering") as step:
+            predictions = predict(banks, questions, policy, settings, batch=self.batch, progress=step)
+        summary = summarise(predictions, seed=self.seed, names=dataset.categories)
+        if self.out:
+            data = {"path": str(dataset.path), "sha256": dataset.sha256, "policy": policy.name}
+            save_results(self.out, {"eval": self, "answer": settings}, data, summary, predictions)
+        if self.json:
+            print_json(summary.as_dict())
+            return 0
+        _print_samples(predictions[: self.samples])
+        _print_table(render(summary, f"{title}, {policy.name}, k={settings.k}"))
+        return 0
+
+
+@dataclass(frozen=True)
+class EvalLocomo(_Eval):
+    """Score on LoCoMo (locomo10.json) by Memory-R1's split; category 5 is left out unless asked for.
+
+    Example: memory-r1 eval locomo --split val --data locomo10.json --out runs/val
+    """
+
+    split: str = "val"
+    """train (152 questions), val (81), test (1,307), all, or conversation ids separated by commas"""
+    data: Path | None = None
+    """locomo10.json; default: that file in the folder named by MEMORY_R1_DATA"""
+    adversarial: bool = False
+    """also ask category 5, whose answers are not in the conversations"""
+
+    def run(self) -> int:
+        """0; prints a table by category."""
+        from memory_r1.bench.dataset import load_dataset
+
+        dataset = load_dataset(self.data or _default_data("locomo10.json"), adversarial=self.adversarial)
+        return self._evaluate(dataset, self.split, f"LoCoMo {self.split}")
+
+
+@dataclass(frozen=True)
+class EvalOwn(_Eval):
+    """Score on your own dialogues and questions (JSONL).
+
+    Example: memory-r1 eval own --data mine.jsonl --adapter runs/mine/adapter --samples 10
+    """
+
+    data: Path = tyro.MISSING
+    """JSONL of turns and questions, see docs/own-data.md"""
+    dialogues: str = "all"
+    """all, or dialogue ids separated by commas"""
+
+    def run(self) -> int:
+        """0; prints a table by category."""
+        from memory_r1.bench.dataset import load_dataset
+
+        return self._evaluate(load_dataset(self.data), self.dialogues, self.data.name)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score answers on LoCoMo or on your own data.
+
+    Example: memory-r1 eval own --data mine.jsonl
+    """
+
+    bench: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[EvalLocomo, tyro.conf.subcommand("locomo")] | Annotated[EvalOwn, tyro.conf.subcommand("own")]
+    ]
+
+    def run(self) -> int:
+        """Run the benchmark."""
+        return self.bench.run()
+
+
+def _default_data(name: str) -> Path:
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        raise InputError(f"--data is missing: name {name}, or the folder it lies in with {DATA_VARIABLE}")
+    return Path(folder) / name
+
+
+def _print_samples(predictions: list[Prediction]) -> None:
+    for prediction in predictions:
+        question = prediction.question
+        print(f"[{question.category}] {question.text}\n    gold: {question.answer}\n    said: {prediction.answer}")
+
+
+def _print_table(table: object) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    console.print(table)

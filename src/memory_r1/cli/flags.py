@@ -1,0 +1,85 @@
+"""Flags that several verbs share: which bank, and which language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from memory_r1.errors import InputError
+
+if TYPE_CHECKING:
+    from memory_r1.bank import Bank
+    from memory_r1.memory.answer import AnswerSettings
+    from memory_r1.policy import Policy
+
+
+@dataclass(frozen=True)
+class BankFlags:
+    """Which bank."""
+
+    bank: Path = Path("memory.db")
+    """the bank's file"""
+    scope: str = "default"
+    """whose memory: banks of different scopes never see each other"""
+
+    def open(self, *, existing: bool = False) -> Bank:
+        """The bank; `existing` refuses to create one."""
+        from memory_r1.bank import Bank
+
+        if existing and not self.bank.exists():
+            raise InputError(f"{self.bank}: no such bank: make one with memory-r1 remember FILE --bank {self.bank}")
+        return Bank.open(self.bank, scope=self.scope)
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which language model."""
+
+    model: str | None = None
+    """a folder, .gguf file or hub id; with --base-url the endpoint's name for it; default: the embedded small model"""
+    base_url: str | None = None
+    """an OpenAI-compatible endpoint; the key comes from MEMORY_R1_API_KEY or OPENAI_API_KEY"""
+    adapter: Path | None = None
+    """an adapter that memory-r1 train wrote, for a local model"""
+
+    def policy(self) -> Policy:
+        """The policy these flags name."""
+        from memory_r1.policy import LocalPolicy, RemotePolicy
+
+        if self.base_url is None:
+            return LocalPolicy(self.model, adapter=self.adapter)
+        if self.model is None or self.adapter is not None:
+            raise InputError("--base-url needs --model NAME, and takes no --adapter")
+        return RemotePolicy(self.model, base_url=self.base_url)
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """How answers are made; what is not given comes from the adapter, else from the defaults of the model's size."""
+
+    k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """entries retrieved (default 10 in all for local models, 30 per speaker for an endpoint)"""
+    per_speaker: bool | None = None
+    """retrieve k entries of each speaker"""
+    distill: bool | None = None
+    """name the entries that matter before answering"""
+    max_tokens: int | None = None
+    """longest reply, in tokens"""
+
+    def settings(self, model: ModelFlags) -> AnswerSettings:
+        """The settings in force."""
+        from dataclasses import replace
+
+        from memory_r1.memory.answer import SMALL, AnswerSettings
+
+        if model.adapter is not None:
+            from memory_r1.rl.train import read_card
+
+            settings = read_card(model.adapter)
+        else:
+            settings = AnswerSettings() if model.base_url else SMALL
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(settings, **given)

@@ -1,0 +1,76 @@
+"""memory-r1 remember: take a file of dialogues into a bank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from memory_r1.cli.flags import BankFlags, ModelFlags
+from memory_r1.cli.show import print_json, progress
+
+if TYPE_CHECKING:
+    from memory_r1.bank import Bank
+    from memory_r1.dialogue import Dialogue
+    from memory_r1.memory import Memory, RememberReport
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Remember the dialogues of a JSONL file.
+
+    Turns remembered before are not taken twice; turns left pending by a failure are taken up again.
+
+    Example: memory-r1 remember dialogues.jsonl --bank memory.db --scope alice
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """JSONL of turns, see docs/own-data.md"""
+    where: Annotated[BankFlags, tyro.conf.arg(name="")] = field(default_factory=BankFlags)
+    model: Annotated[ModelFlags, tyro.conf.arg(name="")] = field(default_factory=ModelFlags)
+    dialogue: str | None = None
+    """only the dialogue of this id"""
+    manager: Literal["add-only", "llm"] = "add-only"
+    """add-only adds every fact; llm asks the model to ADD, UPDATE, DELETE or leave it (needs a capable model)"""
+    extract: Literal["turns", "llm"] = "turns"
+    """turns: each turn is a fact; llm: the model writes the facts (needs a capable model)"""
+    json: bool = False
+    """print the report as JSON"""
+
+    def run(self) -> int:
+        """0 when every turn was settled, 1 when some failed and stay pending."""
+        from memory_r1.dialogue import load_dialogues
+
+        file = load_dialogues(self.file)
+        dialogues = file.dialogues if self.dialogue is None else (file.dialogue(self.dialogue),)
+        with self.where.open() as bank:
+            memory = self._memory(bank)
+            reports = [self._remember(memory, dialogue) for dialogue in dialogues]
+        self._print(reports)
+        return 1 if any(report.failures for report in reports) else 0
+
+    def _memory(self, bank: Bank) -> Memory:
+        from memory_r1.memory import LLMExtractor, LLMManager, Memory
+
+        policy = self.model.policy() if "llm" in (self.manager, self.extract) else None
+        return Memory(
+            bank,
+            manager=LLMManager(policy) if policy and self.manager == "llm" else None,
+            extractor=LLMExtractor(policy) if policy and self.extract == "llm" else None,
+        )
+
+    def _remember(self, memory: Memory, dialogue: Dialogue) -> RememberReport:
+        with progress(f"remembering {dialogue.id}") as step:
+            return memory.remember(dialogue, lambda done, total: step(done, total))
+
+    def _print(self, reports: list[RememberReport]) -> None:
+        counts = {name: sum(report.counts()[name] for report in reports) for name in reports[0].counts()}
+        failures = [failure for report in reports for failure in report.failures]
+        if self.json:
+            print_json({**counts, "failures": [{"turns": f.turn_ids, "reason": f.reason} for f in failures]})
+            return
+        print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+        for failure in failures:
+            print(f"still pending: {', '.join(failure.turn_ids)}: {failure.reason}")

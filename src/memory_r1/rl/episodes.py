@@ -1,0 +1,76 @@
+"""Episodes of the answer agent: a question, the entries retrieved for it, and the reward of what is answered.
+
+Left out: the memory manager's episodes, which fork a bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from memory_r1.bank import Bank, Entry
+from memory_r1.bench import metrics
+from memory_r1.dialogue import Question
+from memory_r1.memory.answer import AnswerSettings, answer_prompt, answer_reply, parse_answer, retrieve
+from memory_r1.policy.base import Completion, Prompt
+from memory_r1.rl.types import Demonstration, Reward
+
+
+@dataclass(frozen=True)
+class AnswerEpisode:
+    """One question over the entries retrieved for it (Memory-R1, Algorithm 2).
+
+    The reward reads the answer alone: distillation is credited only through it.
+    """
+
+    question: Question
+    entries: tuple[Entry, ...]
+    settings: AnswerSettings
+    earn: Callable[[str, str], float]
+    format_coef: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.question.id
+
+    @property
+    def prompt(self) -> Prompt:
+        return answer_prompt(self.question.text, self.entries, self.settings)
+
+    def reward(self, completion: Completion) -> Reward:
+        """The reward of the parsed answer, less `format_coef` when the reply left the format."""
+        answer = parse_answer(completion, self.entries, self.settings)
+        earned = self.earn(answer.text, self.question.answer) if answer.text else 0.0
+        parts = {
+            "exact_match": metrics.exact_match(answer.text, self.question.answer),
+            "well_formed": float(answer.well_formed),
+            "distilled": float(len(answer.distilled)),
+        }
+        return Reward(earned - self.format_coef * (not answer.well_formed), parts)
+
+    def demonstration(self) -> Demonstration:
+        """The reply a warm start imitates: the retrieved entries that hold the evidence, then the gold answer."""
+        evidence = set(self.question.evidence)
+        numbers = [n for n, entry in enumerate(self.entries, start=1) if evidence.intersection(entry.turn_ids)]
+        return Demonstration(self.id, self.prompt, answer_reply(numbers, self.question.answer, self.settings))
+
+    @property
+    def answerable(self) -> bool:
+        """Whether an entry with evidence was retrieved; without known evidence, taken to be so."""
+        found = {turn_id for entry in self.entries for turn_id in entry.turn_ids}
+        return not self.question.evidence or not found.isdisjoint(self.question.evidence)
+
+
+def answer_episodes(
+    bank: Bank,
+    questions: Iterable[Question],
+    settings: AnswerSettings,
+    earn: Callable[[str, str], float],
+    format_coef: float = 0.0,
+) -> list[AnswerEpisode]:
+    """One episode per question, with what `bank` retrieves for it now; questions that retrieve nothing are left out."""
+    episodes = [
+        AnswerEpisode(question, retrieve(bank, question.text, settings), settings, earn, format_coef)
+        for question in questions
+    ]
+    return [episode for episode in episodes if episode.entries]

@@ -1,0 +1,207 @@
+"""The policy being trained: its weights, its frozen reference, its optimizer and its checkpoints.
+
+By default a LoRA adapter on the base model (arXiv 2106.09685); rank 0 trains every weight. The reference is the
+policy as it was when `freeze_reference` was called: a frozen copy of the adapter on the same base, or of the model.
+Left out: several devices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from memory_r1.errors import TrainingError
+from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.packed import packed_logprobs, plain_logprobs, supports_packing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TRAINED, _REFERENCE = "default", "reference"  # PEFT saves the adapter called "default" without a subfolder
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """How weights change.
+
+    lora_rank      rank of the adapter's matrices; 0 trains all weights
+    lora_alpha     scale of the adapter, divided by the rank
+    precision      of the update's matrix products; "auto" is bfloat16 where the machine computes it natively
+    max_grad_norm  longest gradient, by its norm over all weights
+    """
+
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_grad_norm: float = 1.0
+
+
+class Learner:
+    """A local policy with an optimizer. The policy it was given samples with the weights being trained."""
+
+    def __init__(self, policy: LocalPolicy, settings: LearnerSettings, *, start: Path | None = None, seed: int = 0):
+        import torch
+
+        self.policy = policy
+        self.settings = settings
+        torch.manual_seed(seed)
+        if settings.lora_rank:
+            policy.wrap(lambda model: _with_lora(model, settings, start))
+        elif start is not None:
+            raise TrainingError("full fine-tuning starts from a model, not an adapter: leave the start out or use LoRA")
+        self.model: Any = policy.model
+        self._reference: Any = None
+        self._packs = supports_packing(self.model)
+        self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers are trained."""
+        return sum(weight.numel() for weight in self._weights)
+
+    def logprobs(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[Tensor]:
+        """Log-probabilities of the completions under the trained weights, with gradient; see rl/packed.py."""
+        score = packed_logprobs if self._packs else plain_logprobs
+        with self._precision():
+            return score(self.model, prompt, completions, temperature=temperature)
+
+    def ref_logprobs(
+        self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
+    ) -> list[Tensor]:
+        """The same under the reference, without gradient; raises TrainingError before `freeze_reference`."""
+        import torch
+
+        if self._reference is None:
+            raise TrainingError("there is no reference yet: call freeze_reference before training with a KL term")
+        score = packed_logprobs if self._packs else plain_logprobs
+        with torch.no_grad(), self._precision(), self._as_reference() as model:
+            return score(model, prompt, completions, temperature=temperature)
+
+    def freeze_reference(self) -> None:
+        """Take the weights as they are now for the reference."""
+        if self.settings.lora_rank:
+            if _REFERENCE not in self.model.peft_config:
+                self.model.add_adapter(_REFERENCE, self.model.peft_config[_TRAINED])
+            _copy_adapter(self.model, _TRAINED, _REFERENCE)
+            self._activate(_TRAINED)
+            self._reference = self.model
+        else:
+            self._reference = copy.deepcopy(self.model).requires_grad_(False)
+
+    def step(self, lr: float) -> float:
+        """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
+        import torch
+
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def save(self, folder: Path) -> None:
+        """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
+        if self.settings.lora_rank:
+            self.model.save_pretrained(str(folder), selected_adapters=[_TRAINED])
+        else:
+            self.model.save_pretrained(str(folder))
+            self.policy.tokenizer.save_pretrained(str(folder))
+
+    def load_weights(self, folder: Path) -> None:
+        """Take the weights saved in `folder`, and forget the optimizer's moments: a new algorithm begins."""
+        import torch
+        from safetensors.torch import load_file
+
+        if self.settings.lora_rank:
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"), _TRAINED)
+        else:
+            self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied heads are absent
+        self.optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer."""
+        named = {name: weight.detach().clone() for name, weight in self._stateful()}
+        return {"weights": named, "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up a state written by `state`; the reference must have been frozen if it was then."""
+        own = dict(self._stateful())
+        if own.keys() != state["weights"].keys():
+            raise TrainingError("the checkpoint has other weights than this run: resume with the run's own settings")
+        for name, weight in state["weights"].items():
+            own[name].data.copy_(weight)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _stateful(self) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad or f".{_REFERENCE}." in name:
+                yield name, weight
+        if self._reference is not None and self._reference is not self.model:
+            for name, weight in self._reference.named_parameters():
+                yield f"{_REFERENCE}.{name}", weight
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[Any]:
+        if not self.settings.lora_rank:
+            yield self._reference
+            return
+        self._activate(_REFERENCE)
+        try:
+            yield self.model
+        finally:
+            self._activate(_TRAINED)
+
+    def _activate(self, adapter: str) -> None:
+        self.model.set_adapter(adapter)
+        for name, weight in self.model.named_parameters():
+            if ".lora_" in name:
+                weight.requires_grad_(f".{_TRAINED}." in name)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        import torch
+
+        device = self.model.device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self._low_precision(device))
+
+    def _low_precision(self, device: str) -> bool:
+        import torch
+
+        if self.settings.precision != "auto":
+            return self.settings.precision == "bfloat16"
+        if device == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any:
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model
+    except ImportError as error:
+        raise TrainingError("training needs peft: pip install 'memory-r1[train]'") from error
+    if start is not None:
+        return PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    # dropout stays 0: sampling, scoring and updating must see the same policy
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def _copy_adapter(model: Any, source: str, target: str) -> None:
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        if f".{source}." in name and ".lora_" in name:
+            weights[name.replace(f".{source}.", f".{target}.")].data.copy_(weight.data)

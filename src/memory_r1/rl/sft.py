@@ -1,0 +1,60 @@
+"""Supervised warm start: imitate demonstrations for a few passes, before RL has anything to reward.
+
+The loss is the mean negative log-probability of each reply's tokens, its end token included, averaged over the
+demonstrations of a batch. Left out: packing several prompts in one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory_r1.rl.learner import Learner
+from memory_r1.rl.order import decayed, iteration_batch
+from memory_r1.rl.types import Demonstration
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """Passes over the demonstrations, how many a step takes, and the learning rate (warm-up, then linear decay)."""
+
+    epochs: float = 2.0
+    batch: int = 8
+    lr: float = 5e-4
+    warmup: int = 3
+
+
+@dataclass(frozen=True)
+class SFT:
+    """The algorithm over fixed demonstrations; see GRPO for the calls."""
+
+    demonstrations: Sequence[Demonstration]
+    settings: SFTSettings
+    seed: int = 0
+    name: str = "sft"
+    needs_reference: bool = False
+
+    @property
+    def iterations(self) -> int:
+        """How many times `iterate` is called."""
+        return max(1, round(self.settings.epochs * len(self.demonstrations) / self.settings.batch))
+
+    def iterate(self, learner: Learner, iteration: int) -> dict[str, float]:
+        """One optimizer step over one batch; returns its metrics."""
+        settings = self.settings
+        batch = iteration_batch(self.demonstrations, settings.batch, iteration, self.seed)
+        total = 0.0
+        for demonstration in batch:
+            prompt, reply = reply_tokens(learner, demonstration)
+            loss = -learner.logprobs(prompt, [reply])[0].mean() / len(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        lr = decayed(settings.lr, iteration, settings.warmup, self.iterations)
+        return {"loss": total, "grad_norm": learner.step(lr), "lr": lr}
+
+
+def reply_tokens(learner: Learner, demonstration: Demonstration) -> tuple[list[int], list[int]]:
+    """The prompt's tokens and the reply's, which ends with the tokenizer's end token."""
+    policy = learner.policy
+    reply = policy.tokenizer(demonstration.reply, add_special_tokens=False)["input_ids"]
+    return policy.encode(demonstration.prompt), [*reply, policy.tokenizer.eos_token_id]

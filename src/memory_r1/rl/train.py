@@ -1,0 +1,187 @@
+"""Train the answer agent on a file of dialogues and questions: banks, episodes, warm start, GRPO, an adapter.
+
+The run folder holds config.json, sft/ and grpo/ (see loop.py), curves.png, and adapter/: the PEFT adapter, with
+memory_r1.json beside it, which names the prompt format and the settings it was trained with. Calling it again on the
+same folder goes on from where it stopped. Left out: the memory manager's training.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from memory_r1.bank import Bank, Embedder
+from memory_r1.bench.dataset import Dataset, Extraction
+from memory_r1.bench.run import plain, provenance, remember_all
+from memory_r1.dialogue import Question
+from memory_r1.errors import InputError, ModelError, TrainingError
+from memory_r1.memory.answer import FORMAT, SMALL, AnswerSettings
+from memory_r1.policy.base import Sampling
+from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
+from memory_r1.rl.grpo import GRPO, GRPOSettings
+from memory_r1.rl.learner import Learner, LearnerSettings
+from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
+from memory_r1.rl.reward import RewardName, answer_reward
+from memory_r1.rl.sft import SFT, SFTSettings
+
+CARD = "memory_r1.json"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything a run depends on beside the model and the data.
+
+    algo         grpo; sft stops after the warm start
+    train, val   parts of the data (a LoCoMo split, or dialogue ids separated by commas); val "" holds out
+                 `val_fraction` of the training questions, and a fraction of 0 does without val
+    extraction   what an entry is made of: the turn itself, the file's ready-made facts, or an LLM's facts
+    reward       what an answer earns (rl/reward.py); format_coef is taken off for a reply that left the format
+    """
+
+    algo: Literal["grpo", "sft"] = "grpo"
+    train: str = "train"
+    val: str = ""
+    val_fraction: float = 0.0
+    extraction: Extraction = "turns"
+    reward: RewardName = "typed"
+    format_coef: float = 0.0
+    seed: int = 0
+    answer: AnswerSettings = SMALL
+    learner: LearnerSettings = field(default_factory=LearnerSettings)
+    warm_start: SFTSettings = field(default_factory=SFTSettings)
+    grpo: GRPOSettings = field(default_factory=GRPOSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+
+
+def train_answer_agent(
+    policy: LocalPolicy,
+    dataset: Dataset,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    embedder: Embedder | None = None,
+    report: Report | None = None,
+) -> Path:
+    """Train an adapter for the answer agent; returns its folder.
+
+    Args:
+        policy: the base model; it samples with the adapter as it grows.
+        out: the run folder; one with a state of the same settings is resumed.
+
+    Raises:
+        TrainingError: the folder holds another run.
+        InputError: the data has no part of that name, or too few questions.
+    """
+    _claim(out, dataset, settings)
+    episodes, val = _episodes(dataset, settings, embedder)
+    learner = Learner(policy, settings.learner, seed=settings.seed)
+
+    def evaluate() -> Metrics:
+        return greedy_reward(policy, val, settings.answer.max_tokens)
+
+    def train(algorithm: Algorithm) -> Path:
+        folder = out / algorithm.name
+        check = evaluate if val else None
+        return Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
+
+    trained: Path | None = None
+    if settings.warm_start.epochs > 0 or settings.algo == "sft":
+        shown = [episode.demonstration() for episode in episodes if episode.answerable]
+        trained = train(SFT(shown, settings.warm_start, settings.seed))
+        learner.load_weights(trained)
+    if settings.algo == "grpo":
+        trained = train(GRPO(episodes, settings.grpo, settings.answer.max_tokens, settings.seed))
+    if trained is None:
+        raise TrainingError("nothing was trained: sft needs warm_start.epochs above 0")
+    return _publish(trained, out, policy, settings)
+
+
+def greedy_reward(policy: LocalPolicy, episodes: Sequence[AnswerEpisode], max_tokens: int) -> Metrics:
+    """The mean reward of greedy answers, and the means of its parts, under val/ names."""
+    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
+    rewards = [episode.reward(completion) for episode, completion in zip(episodes, completions, strict=True)]
+    parts = sorted({name for reward in rewards for name in reward.parts})
+    means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
+    return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
+
+
+def read_card(adapter: Path) -> AnswerSettings:
+    """The answer settings an adapter was trained with.
+
+    Raises:
+        ModelError: the adapter has no card, is not for the answer agent, or was trained with another prompt format.
+    """
+    path = adapter / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{adapter}: no readable {CARD}, expected an adapter written by memory-r1 train") from error
+    if card.get("agent") != "answer" or card.get("format") != FORMAT:
+        raise ModelError(
+            f"{adapter}: made for the {card.get('agent')} agent with format {card.get('format')}, expected answer with "
+            f"{FORMAT}: train it again"
+        )
+    return AnswerSettings(**card["settings"])
+
+
+def _episodes(
+    dataset: Dataset, settings: TrainSettings, embedder: Embedder | None
+) -> tuple[list[AnswerEpisode], list[AnswerEpisode]]:
+    """Episodes to train on and to check on."""
+    dialogues, questions = dataset.select(settings.train)
+    held: list[Question] = []
+    if settings.val:
+        val_dialogues, held = dataset.select(settings.val)
+        dialogues += [dialogue for dialogue in val_dialogues if dialogue not in dialogues]
+    elif settings.val_fraction:
+        questions, held = _hold_out(questions, settings.val_fraction, settings.seed)
+    banks = remember_all(dialogues, dataset.extractor(settings.extraction), embedder)
+    made = [_of_banks(banks, part, settings) for part in (questions, held)]
+    if len(made[0]) < settings.grpo.prompts:
+        raise InputError(f"{len(made[0])} questions to train on, expected at least {settings.grpo.prompts}")
+    return made[0], made[1]
+
+
+def _of_banks(banks: dict[str, Bank], questions: Sequence[Question], settings: TrainSettings) -> list[AnswerEpisode]:
+    earn = answer_reward(settings.reward)
+    return [
+        episode
+        for question in questions
+        for episode in answer_episodes(
+            banks[question.dialogue_id], [question], settings.answer, earn, settings.format_coef
+        )
+    ]  # fmt: skip
+
+
+def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
+    held = set(random.Random(seed).sample(range(len(questions)), max(1, round(fraction * len(questions)))))
+    return [q for i, q in enumerate(questions) if i not in held], [q for i, q in enumerate(questions) if i in held]
+
+
+def _claim(out: Path, dataset: Dataset, settings: TrainSettings) -> None:
+    """Write config.json, or check that the one already there is the same run's."""
+    config = {"settings": plain(settings), "data": {"path": str(dataset.path), "sha256": dataset.sha256}}
+    path = out / "config.json"
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if (kept["config"]["settings"], kept["config"]["data"]["sha256"]) != (config["settings"], dataset.sha256):
+            raise TrainingError(
+                f"{out} holds a run with other settings or data: resume it with its own, or name a new one"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
+
+
+def _publish(trained: Path, out: Path, policy: LocalPolicy, settings: TrainSettings) -> Path:
+    adapter = out / "adapter"
+    shutil.copytree(trained, adapter, dirs_exist_ok=True)
+    card = {"agent": "answer", "format": FORMAT, "base": policy.base_name, "settings": plain(settings.answer)}
+    (adapter / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    return adapter
