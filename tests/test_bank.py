@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memory_r1.bank import Applied, Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
-from memory_r1.bank.embed import Floats
+from memory_r1.bank.column import Floats
 from memory_r1.errors import BankError, ConflictError, InputError, OperationError, UnknownEntryError
 
 ADD, UPDATE, DELETE, NOOP = OperationKind

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from memory_r1.bank import Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
-from memory_r1.bank.embed import Floats
+from memory_r1.bank.column import Floats
 from memory_r1.bank.log import Log
 from memory_r1.bank.schema import MIGRATIONS
 from memory_r1.errors import BankError, BankFileError, InputError, UnknownEntryError

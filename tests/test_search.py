@@ -98,14 +98,12 @@ def test_equals_are_ranked_older_first(mode: str) -> None:
     assert [entry.text for entry in bank.search("Ann likes tea", k=50, mode=mode)] == texts[:50]
 
 
-@pytest.mark.parametrize("question", ["tea", "Ann", "who likes tea", "black dog", "violin", "likes likes"])
-def test_equal_vectors_are_equals_however_a_matrix_product_rounds_them(question: str) -> None:
-    bank = Bank.open(":memory:", embedder=HashingEmbedder(384))
-    spaces = [" " * number for number in range(203)]
-    bank.apply([Operation.add("Ann likes tea" + space) for space in spaces])
-    hits = bank.ranked(question, k=5, mode="dense")
-    assert [hit.entry.text for hit in hits] == ["Ann likes tea" + space for space in spaces[:5]]
-    assert len({hit.score for hit in hits}) == 1
+def test_equal_vectors_are_equals_however_a_matrix_product_rounds_them() -> None:
+    bank = Bank.open(":memory:", embedder=HashingEmbedder(32))
+    for size in range(1, 24):  # the rounding differs by the place of a row among so many
+        bank.apply([Operation.add("Ann likes tea" + " " * size)])
+        for question in ("tea", "black dog", "the tea that Ann likes so much", "Rex is a dog, is he not?"):
+            assert bank.search(question, k=1, mode="dense")[0].text == "Ann likes tea "
 
 
 @pytest.mark.parametrize("mode", MODES)

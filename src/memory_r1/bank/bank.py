@@ -13,10 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from memory_r1.bank.branch import BranchStore
+from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, MiniLMEmbedder
 from memory_r1.bank.log import Log
 from memory_r1.bank.operation import (
@@ -32,8 +30,6 @@ from memory_r1.bank.plan import check, plan
 from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
 from memory_r1.bank.store import FileStore
 from memory_r1.errors import BankError, InputError, UnknownEntryError
-
-Floats = NDArray[np.float32]
 
 _TEXTUAL = (OperationKind.ADD, OperationKind.UPDATE)
 

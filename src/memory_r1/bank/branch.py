@@ -9,13 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-import numpy as np
-from numpy.typing import NDArray
-
+from memory_r1.bank.column import Floats
 from memory_r1.bank.operation import LoggedOperation, StoredTurn
 from memory_r1.bank.store import FileStore, refuse_other_content, refuse_to_finish
-
-Floats = NDArray[np.float32]
 
 
 class BranchStore:

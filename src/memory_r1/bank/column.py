@@ -1,4 +1,4 @@
-"""A numpy array that grows at its end."""
+"""A numpy array that grows at its end, and the names of the array types used around it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
 
 class Column:

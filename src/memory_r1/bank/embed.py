@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from memory_r1.bank.column import Floats
 from memory_r1.errors import ModelError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Floats = NDArray[np.float32]
 
 
 class Embedder(Protocol):

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memory_r1.bank.column import Column
+from memory_r1.bank.column import Bools, Column, Floats
 from memory_r1.bank.operation import Entry, LoggedOperation, OperationKind
 from memory_r1.bank.postings import Postings
-from memory_r1.bank.vectors import Floats, Vectors, VectorSource
-
-Bools = NDArray[np.bool_]
+from memory_r1.bank.vectors import Vectors, VectorSource
 
 _STILL_OPEN = np.iinfo(np.int64).max
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_r1.bank.column import Column
+from memory_r1.bank.column import Column, Floats
 
 Ints = NDArray[np.int32]
-Floats = NDArray[np.float32]
 
 _NOTHING = np.empty(0, np.int32), np.empty(0, np.float32)
 

@@ -14,16 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from memory_r1.bank.column import Floats
 from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn
 from memory_r1.bank.schema import APPLICATION_ID, MIGRATIONS
 from memory_r1.errors import BankError, BankFileError, ConflictError
-
-Floats = NDArray[np.float32]
 
 BUSY_TIMEOUT_S = 60.0
 LAST = 2**63 - 1
@@ -68,8 +65,7 @@ class FileStore:
     def vectors(self, after: int) -> list[tuple[int, Floats]]:
         """Line number and vector of every entry version the scope's log opened after this line, in order."""
         rows = self._all(
-            "SELECT seq, vector FROM vectors JOIN operations USING (seq) "
-            "WHERE scope = ? AND seq > ? ORDER BY seq",
+            "SELECT seq, vector FROM vectors JOIN operations USING (seq) WHERE scope = ? AND seq > ? ORDER BY seq",
             self.scope, after,
         )  # fmt: skip
         return [(row["seq"], np.frombuffer(row["vector"], dtype="<f4")) for row in rows]
@@ -86,29 +82,33 @@ class FileStore:
     def append(self, lines: Sequence[LoggedOperation], vectors: Mapping[int, Floats]) -> None:
         """Append to the log, with the vectors of the versions it opens by line number; only inside a transaction."""
         for line in lines:
-            self._run(
-                "INSERT INTO operations "
-                "(seq, scope, kind, entry_id, version, text, speaker, said_at, turn_ids, decided_by, at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                line.seq, self.scope, line.kind, line.entry_id, line.version, line.text, line.speaker,
-                _iso(line.said_at), json.dumps(line.turn_ids), line.decided_by, _utc(line.at),
-            )  # fmt: skip
+            self._log(line)
             if line.kind in (OperationKind.UPDATE, OperationKind.DELETE):
-                self._run(
-                    "UPDATE entries SET valid_to = ?, closed = ? WHERE id = ? AND valid_to IS NULL",
-                    _utc(line.at), line.seq, line.entry_id,
-                )  # fmt: skip
+                self._close_version(line)
             if line.kind in (OperationKind.ADD, OperationKind.UPDATE):
-                self._run(
-                    "INSERT INTO entries (id, version, scope, speaker, text, valid_from, opened) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    line.entry_id, line.version, self.scope, line.speaker, line.text, _utc(line.at), line.seq,
-                )  # fmt: skip
-                self._run(
-                    "INSERT INTO vectors (seq, vector) VALUES (?, ?)",
-                    line.seq,
-                    vectors[line.seq].astype("<f4").tobytes(),
-                )
+                self._open_version(line, vectors[line.seq])
+
+    def _log(self, line: LoggedOperation) -> None:
+        self._run(
+            "INSERT INTO operations "
+            "(seq, scope, kind, entry_id, version, text, speaker, said_at, turn_ids, decided_by, at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            line.seq, self.scope, line.kind, line.entry_id, line.version, line.text, line.speaker,
+            _iso(line.said_at), json.dumps(line.turn_ids), line.decided_by, _utc(line.at),
+        )  # fmt: skip
+
+    def _close_version(self, line: LoggedOperation) -> None:
+        self._run(
+            "UPDATE entries SET valid_to = ?, closed = ? WHERE id = ? AND valid_to IS NULL",
+            _utc(line.at), line.seq, line.entry_id,
+        )  # fmt: skip
+
+    def _open_version(self, line: LoggedOperation, vector: Floats) -> None:
+        self._run(
+            "INSERT INTO entries (id, version, scope, speaker, text, valid_from, opened) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            line.entry_id, line.version, self.scope, line.speaker, line.text, _utc(line.at), line.seq,
+        )  # fmt: skip
+        self._run("INSERT INTO vectors (seq, vector) VALUES (?, ?)", line.seq, vector.astype("<f4").tobytes())
 
     def add_turns(self, turns: Iterable[StoredTurn]) -> list[StoredTurn]:
         """Store turns as pending, give those that are new; only inside a transaction.
@@ -269,6 +269,8 @@ def _file_errors(path: str) -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise  # a constraint that our own code broke: a bug, not the file's fault
     except sqlite3.ProgrammingError as error:
+        if "closed" not in str(error):
+            raise
         raise BankError(f"{path}: the bank is closed ({error}): open it again") from error
     except sqlite3.DatabaseError as error:
         raise BankFileError(f"{path}: cannot be used as a bank, SQLite says: {error}{_remedy(path, error)}") from error
@@ -311,5 +313,5 @@ def _iso(time: datetime | None) -> str | None:
     return time.isoformat() if time else None
 
 
-def _time(value: Any) -> datetime | None:
-    return datetime.fromisoformat(value) if value else None
+def _time(iso: str | None) -> datetime | None:
+    return datetime.fromisoformat(iso) if iso else None

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memory_r1.bank.column import Column
+from memory_r1.bank.column import Column, Floats
 
-Floats = NDArray[np.float32]
 VectorSource = Callable[[int], Iterable[tuple[int, Floats]]]
 """Called with a log position, gives the log line and vector (D,) of every version opened after it, in order."""
 

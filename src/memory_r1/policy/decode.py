@@ -143,8 +143,12 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None)
     if temperature == 0:
         tokens = logprobs.argmax(-1)
     else:
-        flat = torch.multinomial(logprobs.exp().flatten(0, 1), 1, generator=generator)
-        tokens = flat.view(logprobs.shape[:2])
+        # inverse of the cumulative distribution: one random number a row, where multinomial draws one per token id
+        cumulative = logprobs.double().exp().cumsum(-1)  # (P, W, V)
+        shape = (*logprobs.shape[:2], 1)
+        uniform = torch.rand(shape, generator=generator, device=logprobs.device, dtype=torch.float64)
+        tokens = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
+        tokens = tokens.clamp(max=logprobs.shape[-1] - 1)
     return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 

@@ -5,6 +5,7 @@ Left out: the memory manager's episodes, which fork a bank.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -48,11 +49,18 @@ class AnswerEpisode:
         }
         return Reward(earned - self.format_coef * (not answer.well_formed), parts)
 
-    def demonstration(self) -> Demonstration:
-        """The reply a warm start imitates: the retrieved entries that hold the evidence, then the gold answer."""
+    def demonstration(self, shuffle: random.Random | None = None) -> Demonstration:
+        """The reply a warm start imitates: the retrieved entries that hold the evidence, then the gold answer.
+
+        With `shuffle` the entries stand in random order, so that the numbers must be read and not guessed.
+        """
+        entries = list(self.entries)
+        if shuffle:
+            shuffle.shuffle(entries)
         evidence = set(self.question.evidence)
-        numbers = [n for n, entry in enumerate(self.entries, start=1) if evidence.intersection(entry.turn_ids)]
-        return Demonstration(self.id, self.prompt, answer_reply(numbers, self.question.answer, self.settings))
+        numbers = [n for n, entry in enumerate(entries, start=1) if evidence.intersection(entry.turn_ids)]
+        prompt = answer_prompt(self.question.text, entries, self.settings)
+        return Demonstration(self.id, prompt, answer_reply(numbers, self.question.answer, self.settings))
 
     @property
     def answerable(self) -> bool:

@@ -83,7 +83,8 @@ class GRPO:
         settings = self.settings
         episodes = iteration_batch(self.episodes, settings.prompts, iteration, self.seed)
         sampling = Sampling(self.max_tokens, settings.temperature, seed=sampling_seed(self.seed, iteration))
-        groups = sample_rollouts(learner.policy, episodes, n=settings.group, sampling=sampling)
+        with learner.precision():
+            groups = sample_rollouts(learner.policy, episodes, n=settings.group, sampling=sampling)
         metrics = rollout_metrics(groups)
         lr = warmed_up(settings.lr, iteration, settings.warmup)
         return {**metrics, **update(learner, groups, settings, self.max_tokens, lr), "lr": lr}
@@ -147,14 +148,14 @@ class _Credited:
             if refs is not None:
                 kl = kl_k3(new, refs[i])
                 loss = loss + settings.kl_coef * kl
-                sums["kl"] += float(kl.sum())
+                sums["kl"] += float(kl.detach().sum())
             total = total + self.weights[i] * loss.sum()
             sampled = torch.tensor(self.group.rollouts[i].completion.logprobs, device=new.device)
-            sums["clipped"] += float((((new - old).exp() - 1).abs() > settings.clip_range).sum())
+            sums["clipped"] += float((((new.detach() - old).exp() - 1).abs() > settings.clip_range).sum())
             sums["gap"] += float((new.detach() - sampled).abs().sum())
             sums["surprise"] -= float(new.detach().sum())
         total.backward()  # type: ignore[no-untyped-call]
-        sums["loss"] = float(total)
+        sums["loss"] = float(total.detach())
         return sums
 
 

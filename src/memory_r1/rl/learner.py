@@ -69,7 +69,7 @@ class Learner:
     ) -> list[Tensor]:
         """Log-probabilities of the completions under the trained weights, with gradient; see rl/packed.py."""
         score = packed_logprobs if self._packs else plain_logprobs
-        with self._precision():
+        with self.precision():
             return score(self.model, prompt, completions, temperature=temperature)
 
     def ref_logprobs(
@@ -81,7 +81,7 @@ class Learner:
         if self._reference is None:
             raise TrainingError("there is no reference yet: call freeze_reference before training with a KL term")
         score = packed_logprobs if self._packs else plain_logprobs
-        with torch.no_grad(), self._precision(), self._as_reference() as model:
+        with torch.no_grad(), self.precision(), self._as_reference() as model:
             return score(model, prompt, completions, temperature=temperature)
 
     def freeze_reference(self) -> None:
@@ -166,7 +166,8 @@ class Learner:
             if ".lora_" in name:
                 weight.requires_grad_(f".{_TRAINED}." in name)
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """The precision of the matrix products, for sampling and updating alike: both must see the same policy."""
         import torch
 
         device = self.model.device.type

@@ -16,9 +16,16 @@ from memory_r1.rl.types import Demonstration
 
 @dataclass(frozen=True)
 class SFTSettings:
-    """Passes over the demonstrations, how many a step takes, and the learning rate (warm-up, then linear decay)."""
+    """The numbers of a warm start.
+
+    epochs    passes over the demonstrations; 0 does without a warm start
+    shuffles  copies of each demonstration with its entries in random order, beside the one in retrieval's order
+    batch     demonstrations a step takes
+    lr        learning rate, reached linearly over `warmup` steps, decaying linearly after
+    """
 
     epochs: float = 2.0
+    shuffles: int = 1
     batch: int = 8
     lr: float = 5e-4
     warmup: int = 3

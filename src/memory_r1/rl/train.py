@@ -29,6 +29,7 @@ from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.sft import SFT, SFTSettings
+from memory_r1.rl.types import Demonstration
 
 CARD = "memory_r1.json"
 
@@ -92,7 +93,7 @@ def train_answer_agent(
 
     trained: Path | None = None
     if settings.warm_start.epochs > 0 or settings.algo == "sft":
-        shown = [episode.demonstration() for episode in episodes if episode.answerable]
+        shown = _demonstrations(episodes, settings)
         trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
@@ -157,6 +158,13 @@ def _of_banks(banks: dict[str, Bank], questions: Sequence[Question], settings: T
             banks[question.dialogue_id], [question], settings.answer, earn, settings.format_coef
         )
     ]  # fmt: skip
+
+
+def _demonstrations(episodes: Sequence[AnswerEpisode], settings: TrainSettings) -> list[Demonstration]:
+    """What the warm start imitates: questions whose evidence was retrieved, in retrieval's order and shuffled."""
+    shuffle = random.Random(settings.seed)
+    orders = [None, *[shuffle] * settings.warm_start.shuffles]
+    return [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
 
 
 def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
