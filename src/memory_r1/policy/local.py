@@ -17,6 +17,7 @@ from memory_r1.errors import InputError, ModelError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.policy.decode import Sampled, sample_groups
 from memory_r1.policy.embedded import embedded_model
+from memory_r1.policy.gguf import unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -191,10 +192,10 @@ def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
         raise ModelError("a local model needs torch and transformers: pip install 'memory-r1[local]'") from error
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    place, options = _locate(source)
+    place = _locate(source, precision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision), **options)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -204,17 +205,15 @@ def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _locate(source: Path) -> tuple[str, dict[str, str]]:
-    """How transformers wants to be told: (folder or id, further arguments)."""
+def _locate(source: Path, precision: Precision) -> str:
+    """The folder or hub id that transformers loads."""
     if source.suffix == ".gguf":
-        if not source.is_file():
-            raise ModelError(f"{source}: no such file, expected GGUF weights")
-        return str(source.parent), {"gguf_file": source.name}
+        return str(unpacked(source, precision))
     if source.is_dir() and not (source / "config.json").is_file():
         raise ModelError(f"{source}: not a model folder, expected a config.json in it")
     if source.is_absolute() and not source.exists():
         raise ModelError(f"{source}: no such folder, expected a model")
-    return str(source), {}
+    return str(source)
 
 
 def _check_adapter(folder: Path) -> None:

@@ -8,6 +8,7 @@ Left out: several devices.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
         if self.settings.lora_rank:
-            self.model.save_pretrained(str(folder), selected_adapters=[_TRAINED])
+            self.model.peft_config[_TRAINED].base_model_name_or_path = self.policy.base_name
+            self.model.save_pretrained(str(folder), selected_adapters=[_TRAINED], save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))
             self.policy.tokenizer.save_pretrained(str(folder))
@@ -198,7 +200,9 @@ def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers about an attribute it has renamed
+        return get_peft_model(model, config)
 
 
 def _copy_adapter(model: Any, source: str, target: str) -> None:
