@@ -32,30 +32,26 @@ def main() -> None:
     flags = parser.parse_args()
     torch.set_num_threads(2)
     model = LocalPolicy().model
-    print(
-        f"group {flags.group}, completion {flags.completion}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"group {flags.group}, completion {flags.completion}, {torch.get_num_threads()} threads")
     print(f"{'prompt':>7} {'max |dlogprob|':>15} {'grad cosine':>12} {'plain s':>8} {'packed s':>9} {'ratio':>6}")
     for length in flags.prompt:
         prompt, completions = _random_group(length, flags.group, flags.completion)
-        compared = _compare(model, prompt, completions)
-        times = _times(model, prompt, completions, flags.runs)
-        print(
-            f"{length:7d} {compared[0]:15.2e} {compared[1]:12.8f} {times[0]:8.2f} {times[1]:9.2f} {times[0] / times[1]:6.1f}"
-        )
+        difference, cosine = _compare(model, prompt, completions)
+        plain, packed = _times(model, prompt, completions, flags.runs)
+        print(f"{length:7d} {difference:15.2e} {cosine:12.8f} {plain:8.2f} {packed:9.2f} {plain / packed:6.1f}")
 
 
 def _random_group(length: int, group: int, completion: int) -> tuple[list[int], list[list[int]]]:
     torch.manual_seed(0)
-    draw = lambda n: torch.randint(3, 40_000, (n,)).tolist()  # noqa: E731
-    return draw(length), [draw(completion - i % 5) for i in range(group)]
+    completions = [torch.randint(3, 40_000, (completion - i % 5,)).tolist() for i in range(group)]
+    return torch.randint(3, 40_000, (length,)).tolist(), completions
 
 
 def _step(model: Any, score: Score, prompt: list[int], completions: list[list[int]]) -> torch.Tensor:
     """Forward and backward of one group; the log-probabilities, gradients left in the model."""
     model.zero_grad(set_to_none=True)
     logprobs = torch.cat(score(model, prompt, completions))
-    (-logprobs.mean()).backward()
+    torch.autograd.backward(-logprobs.mean())
     return logprobs.detach()
 
 

@@ -121,14 +121,14 @@ def save_dialogues(path: Path | str, dialogues: Iterable[Dialogue], questions: I
     """Write dialogues and questions in the format `load_dialogues` reads."""
     records = [*_turn_records(dialogues), *(_question_record(question) for question in questions)]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_bytes(text.encode())  # encoded before the file is opened: what cannot be written spoils no file
 
 
 def _turn_records(dialogues: Iterable[Dialogue]) -> Iterator[dict[str, object]]:
     for dialogue in dialogues:
         for session in dialogue.sessions:
             for turn in session.turns:
-                at = {"at": session.at.isoformat(timespec="minutes")} if session.at else {}
+                at = {"at": _iso(session.at)} if session.at else {}
                 yield {
                     "dialogue": dialogue.id, "session": session.id, **at,
                     "turn": turn.id, "speaker": turn.speaker, "text": turn.text,
@@ -141,8 +141,13 @@ def _question_record(question: Question) -> dict[str, object]:
         "category": question.category, "evidence": list(question.evidence),
     }  # fmt: skip
     if question.asked_at:
-        record["asked_at"] = question.asked_at.isoformat(timespec="minutes")
+        record["asked_at"] = _iso(question.asked_at)
     return record
+
+
+def _iso(time: datetime) -> str:
+    """To the minute where that says it all, else in full."""
+    return time.isoformat(timespec="auto" if time.second or time.microsecond else "minutes")
 
 
 def _lines(path: Path) -> Sequence[str]:
@@ -150,7 +155,7 @@ def _lines(path: Path) -> Sequence[str]:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise DialogueError(f"{path}: no such file, expected a JSONL file of turns and questions") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path no file can have
         raise DialogueError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
@@ -159,6 +164,8 @@ def _parse(line: str, where: str) -> Mapping[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise DialogueError(f"{where}: not JSON ({error.msg} at column {error.colno}), expected one object") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested without end
+        raise DialogueError(f"{where}: JSON that cannot be read ({error}), expected one object") from error
     if not isinstance(record, dict):
         raise DialogueError(f"{where}: got {type(record).__name__}, expected a JSON object with a turn or a question")
     return record

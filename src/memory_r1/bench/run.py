@@ -21,6 +21,7 @@ from typing import Any
 from memory_r1.bank import Bank, Embedder
 from memory_r1.bench.score import Prediction, Summary, score
 from memory_r1.dialogue import Dialogue, Question, Turn
+from memory_r1.errors import InputError
 from memory_r1.memory import Extractor, Fact, Memory
 from memory_r1.memory.answer import Answer, AnswerSettings
 from memory_r1.policy.base import Policy
@@ -70,7 +71,13 @@ def predict(
     """Answer every question from its dialogue's bank, in order.
 
     Latency is the wall time of a batch divided by its questions; `batch=1` gives what one user waits for.
+
+    Raises:
+        InputError: `batch` is below 1.
+        PolicyError: the model failed.
     """
+    if batch < 1:
+        raise InputError(f"batch is {batch}, expected at least 1")
     predictions: list[Prediction] = []
     for dialogue_id, group in groupby(questions, key=lambda question: question.dialogue_id):
         asked, memory = list(group), Memory(banks[dialogue_id], policy, settings=settings)
@@ -112,7 +119,8 @@ def save_results(
         "predictions": [_record(prediction) for prediction in predictions],
     }
     path = folder / "results.json"
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    path.write_bytes(text.encode(errors="backslashreplace"))  # half an emoji in a reply becomes JSON's own escape
     return path
 
 

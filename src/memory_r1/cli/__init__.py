@@ -31,9 +31,15 @@ Exit codes: 0 done; 1 done in part (some turns failed and stay pending); 2 bad i
 Every verb has an example in its own help: memory-r1 ask --help"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code. Flags that do not parse end the process with code 2."""
+def parse(arguments: Sequence[str] | None = None) -> Verb:
+    """The verb that these arguments (the process's own, if None) name. Unusable ones end the process with code 2."""
     verb: Verb = tyro.cli(Verb, prog="memory-r1", description=DESCRIPTION, args=arguments)
+    return verb
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    verb = parse(arguments)
     try:
         return verb.run()
     except MemoryR1Error as error:

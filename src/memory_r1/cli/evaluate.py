@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.score import Prediction
     from memory_r1.dialogue import Question
+    from memory_r1.memory.answer import AnswerSettings
+    from memory_r1.policy import Policy
 
 DATA_VARIABLE = "MEMORY_R1_DATA"
 
@@ -46,16 +48,19 @@ class _Eval:
     def _evaluate(self, dataset: Dataset, part: str, title: str) -> int:
         from memory_r1.bench.run import remember_all
 
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"--limit is {self.limit}, expected at least 1")
+        for flag, value in (("limit", self.limit), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise InputError(f"--{flag} is {value}, expected at least 1")
         dialogues, questions = dataset.select(part)
         questions = questions[: self.limit]
-        policy = self.model.policy() if self.extract == "llm" else None
+        # made before the minutes of remembering, so that a wrong flag is refused at once
+        settings = self.answer.settings(self.model)
+        policy = None if self.recall and self.extract != "llm" else self.model.policy()
         with progress("remembering") as step:
             banks = remember_all(dialogues, dataset.extractor(self.extract, policy), progress=step)
-        if self.recall:
+        if self.recall or policy is None:
             return self._recall(banks, questions, title)
-        return self._answer(dataset, banks, questions, title)
+        return self._answer(dataset, banks, questions, policy, settings, title)
 
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
         from memory_r1.bench.score import evidence_recall_at
@@ -68,11 +73,18 @@ class _Eval:
         print("  ".join(f"@{k} {100 * recall:.1f}" for k, recall in recalls.items()))
         return 0
 
-    def _answer(self, dataset: Dataset, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
+    def _answer(
+        self,
+        dataset: Dataset,
+        banks: dict[str, Bank],
+        questions: list[Question],
+        policy: Policy,
+        settings: AnswerSettings,
+        title: str,
+    ) -> int:
         from memory_r1.bench.run import predict, save_results
         from memory_r1.bench.score import render, summarise
 
-        policy, settings = self.model.policy(), self.answer.settings(self.model)
         with progress("answering") as step:
             predictions = predict(banks, questions, policy, settings, batch=self.batch, progress=step)
         summary = summarise(predictions, seed=self.seed, names=dataset.categories)

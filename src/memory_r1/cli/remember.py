@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memory_r1.bank import Bank
     from memory_r1.dialogue import Dialogue
     from memory_r1.memory import Memory, RememberReport
+    from memory_r1.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Remember:
 
         file = load_dialogues(self.file)
         dialogues = file.dialogues if self.dialogue is None else (file.dialogue(self.dialogue),)
+        policy = self.model.policy() if "llm" in (self.manager, self.extract) else None  # refused before a bank is made
         with self.where.open() as bank:
-            memory = self._memory(bank)
+            memory = self._memory(bank, policy)
             reports = [self._remember(memory, dialogue) for dialogue in dialogues]
         self._print(reports)
         return 1 if any(report.failures for report in reports) else 0
 
-    def _memory(self, bank: Bank) -> Memory:
+    def _memory(self, bank: Bank, policy: Policy | None) -> Memory:
         from memory_r1.memory import LLMExtractor, LLMManager, Memory
 
-        policy = self.model.policy() if "llm" in (self.manager, self.extract) else None
         return Memory(
             bank,
             manager=LLMManager(policy) if policy and self.manager == "llm" else None,

@@ -124,7 +124,8 @@ def answer_reply(numbers: Sequence[int], answer: str, settings: AnswerSettings) 
 
 
 _ANSWER = re.compile(r"(?:\*\*)?answer:(?:\*\*)?[ \t]*(.*)", re.IGNORECASE)
-_RELEVANT = re.compile(r"(?:\*\*)?relevant:(?:\*\*)?([^\n]*)", re.IGNORECASE)
+_RELEVANT = re.compile(r"(?:\*\*)?relevant:(?:\*\*)?((?:(?!answer:)[^\n])*)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 
 
 def parse_answer(completion: Completion, entries: Sequence[Entry], settings: AnswerSettings) -> Answer:
@@ -134,7 +135,7 @@ def parse_answer(completion: Completion, entries: Sequence[Entry], settings: Ans
     """
     reply = completion.text.strip()
     head, answer = _RELEVANT.search(reply), _ANSWER.search(reply)
-    numbers = [int(digits) for digits in re.findall(r"\d{1,4}", head[1])] if head else []
+    numbers = [int(digits) for digits in _NUMBER.findall(head[1])] if head else []
     kept = dict.fromkeys(number for number in numbers if 1 <= number <= len(entries))
     return Answer(
         text=(answer[1] if answer else reply).strip(),

@@ -61,7 +61,7 @@ def _period(match: re.Match[str], at: datetime) -> str | None:
     if unit == "month":
         return _guarded(at, relativedelta(months=step), "{:%B %Y}".format)
     if unit == "year":
-        return str(at.year + step)
+        return _guarded(at, relativedelta(years=step), "{:%Y}".format)
     # "last summer" said in November may mean this year's: only the running one is certain
     return f"{unit} {at.year}" if step == 0 else None
 
@@ -98,8 +98,10 @@ class _Rule:
     """A phrase and how it resolves; None leaves the phrase alone."""
 
     def __init__(self, phrase: str, resolve: Callable[[re.Match[str], datetime], str | None]) -> None:
-        # a phrase that already has its date behind it is left alone, so that annotating twice changes nothing
-        self._pattern = re.compile(rf"(?<![\w-])(?:{phrase})(?![\w'’-])(?!\s*\()", re.IGNORECASE)
+        # a phrase that already has its date behind it is left alone, so that annotating twice changes nothing;
+        # so is the end of "1.5 years ago" or "half a year ago"; (?a:) keeps "ı" and "ſ" from being "i" and "s"
+        before, behind = r"(?<![\w-])(?<!\d[.,/])(?<!half )", r"(?![\w'’-])(?!\s*\()"
+        self._pattern = re.compile(rf"{before}(?a:{phrase}){behind}", re.IGNORECASE)
         self._resolve = resolve
 
     def annotate(self, text: str, at: datetime) -> str:

@@ -17,8 +17,10 @@ def one_line(text: str, longest: int = 2000) -> str:
 
     Longer texts are cut at `longest` characters, with an ellipsis to show it; the bank keeps them whole.
     """
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text[: 4 * longest]).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    head = text[: 4 * longest]
+    line = " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in head).split())
+    whole = len(line) <= longest and len(head) == len(text)
+    return line if whole else line[: longest - 1] + "…"
 
 
 def find_json(text: str) -> object:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,7 +104,8 @@ class LocalPolicy:
         Text that spells one of the tokenizer's special tokens is broken up first, so that no content can end its
         message or open another.
         """
-        special = [token for token in self.tokenizer.all_special_tokens if token.strip()]
+        added = self.tokenizer.added_tokens_decoder.values()  # all_special_tokens holds only those with a role
+        special = [token.content for token in added if token.special and token.content.strip()]
         messages = [{"role": m["role"], "content": _defuse(m["content"], special)} for m in prompt]
         ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
             "input_ids"
@@ -186,6 +189,7 @@ def _best_device() -> str:
 def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
     try:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError as error:
@@ -196,7 +200,7 @@ def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{source}: cannot be loaded as a language model ({reason}): name a folder with config.json and weights, "
@@ -225,13 +229,23 @@ def _check_adapter(folder: Path) -> None:
 def _with_adapter(model: Any, folder: Path) -> Any:
     try:
         from peft import PeftModel
+        from safetensors import SafetensorError
     except ImportError as error:
         raise ModelError("an adapter needs peft: pip install 'memory-r1[train]'") from error
     try:
-        return PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, KeyError) as error:
+        with quiet_peft():
+            return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: the adapter does not fit the model ({reason}): use the base it names") from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft sets off by asking transformers about an attribute it has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _defuse(text: str, special: Sequence[str]) -> str:

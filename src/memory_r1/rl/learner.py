@@ -8,7 +8,6 @@ Left out: several devices.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from memory_r1.errors import TrainingError
-from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.local import LocalPolicy, quiet_peft
 from memory_r1.rl.packed import packed_logprobs, plain_logprobs, supports_packing
 
 if TYPE_CHECKING:
@@ -191,7 +190,8 @@ def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any
     except ImportError as error:
         raise TrainingError("training needs peft: pip install 'memory-r1[train]'") from error
     if start is not None:
-        return PeftModel.from_pretrained(model, str(start), is_trainable=True)
+        with quiet_peft():
+            return PeftModel.from_pretrained(model, str(start), is_trainable=True)
     # dropout stays 0: sampling, scoring and updating must see the same policy
     config = LoraConfig(
         r=settings.lora_rank,
@@ -200,8 +200,7 @@ def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers about an attribute it has renamed
+    with quiet_peft():
         return get_peft_model(model, config)
 
 

@@ -40,7 +40,7 @@ class Algorithm(Protocol):
 class LoopSettings:
     """How often val is asked and a state is written, in iterations; val is also asked at the end. 0: only then."""
 
-    eval_every: int = 10
+    eval_every: int = 20
     checkpoint_every: int = 5
 
 

@@ -84,7 +84,8 @@ def train_answer_agent(
     learner = Learner(policy, settings.learner, seed=settings.seed)
 
     def evaluate() -> Metrics:
-        return greedy_reward(policy, val, settings.answer.max_tokens)
+        with learner.precision():
+            return greedy_reward(policy, val, settings.answer.max_tokens)
 
     def train(algorithm: Algorithm) -> Path:
         folder = out / algorithm.name

