@@ -6,16 +6,23 @@ anything that only one test file needs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from memory_r1.policy.base import Completion, Message
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.learner import Learner, LearnerSettings
+from memory_r1.rl.types import Reward
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads: tiny tensors lose by threads on a busy machine
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -29,6 +36,27 @@ class Naive(Protocol):
     def __call__(
         self, model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0
     ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Letters:
+    """An episode that pays the share of ASCII letters in the reply, whatever was asked."""
+
+    id: str
+
+    @property
+    def prompt(self) -> list[Message]:
+        return [{"role": "user", "content": self.id}]
+
+    def reward(self, completion: Completion) -> Reward:
+        letters = sum(character.isascii() and character.isalpha() for character in completion.text)
+        return Reward(letters / max(1, len(completion.text)), {"letters": letters})
+
+
+def new_learner(folder: Path, lora_rank: int = 4, **settings: Any) -> Learner:
+    """A learner on a freshly loaded model, computing in float32."""
+    chosen = LearnerSettings(lora_rank=lora_rank, **{"precision": "float32", **settings})
+    return Learner(LocalPolicy(folder, device="cpu"), chosen)
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +86,12 @@ def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def tiny_folder(save_tiny: Callable[..., Path]) -> Path:
     """The folder of the tiny model, for every test that only reads it."""
     return save_tiny()
+
+
+@pytest.fixture(scope="session")
+def ragged_folder(save_tiny: Callable[..., Path]) -> Path:
+    """The tiny model with many end tokens, so that what it samples ends at different lengths."""
+    return save_tiny(eos_token_id=list(range(50)))
 
 
 @pytest.fixture

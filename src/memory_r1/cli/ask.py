@@ -34,7 +34,8 @@ class Ask:
         with self.where.open(existing=True) as bank:
             if not bank.stats().live:
                 raise InputError(f"{self.where.bank}: scope {self.where.scope!r} has no entries: remember a file first")
-            memory = Memory(bank, self.model.policy(), settings=self.answer.settings(self.model))
+            policy = self.model.policy()
+            memory = Memory(bank, policy, settings=self.answer.settings(policy))
             answer = memory.ask(self.question)
         if self.json:
             ids = {"distilled": [e.id for e in answer.distilled], "retrieved": [e.id for e in answer.retrieved]}

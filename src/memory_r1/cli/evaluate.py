@@ -54,11 +54,11 @@ class _Eval:
         dialogues, questions = dataset.select(part)
         questions = questions[: self.limit]
         # made before the minutes of remembering, so that a wrong flag is refused at once
-        settings = self.answer.settings(self.model)
         policy = None if self.recall and self.extract != "llm" else self.model.policy()
+        settings = self.answer.settings(policy) if policy else None
         with progress("remembering") as step:
             banks = remember_all(dialogues, dataset.extractor(self.extract, policy), progress=step)
-        if self.recall or policy is None:
+        if self.recall or policy is None or settings is None:
             return self._recall(banks, questions, title)
         return self._answer(dataset, banks, questions, policy, settings, title)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,10 +58,10 @@ class ModelFlags:
 
 @dataclass(frozen=True)
 class AnswerFlags:
-    """How answers are made; what is not given comes from the adapter, else from the defaults of the model's size."""
+    """How answers are made; what is not given comes from the adapter, else fits the model."""
 
     k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """entries retrieved (default 10 in all for local models, 30 per speaker for an endpoint)"""
+    """entries retrieved (the embedded model: 10 in all; others: 30 of each speaker)"""
     per_speaker: bool | None = None
     """retrieve k entries of each speaker"""
     distill: bool | None = None
@@ -69,17 +69,9 @@ class AnswerFlags:
     max_tokens: int | None = None
     """longest reply, in tokens"""
 
-    def settings(self, model: ModelFlags) -> AnswerSettings:
-        """The settings in force."""
-        from dataclasses import replace
+    def settings(self, policy: Policy) -> AnswerSettings:
+        """The settings in force with this policy."""
+        from memory_r1.memory.card import default_settings
 
-        from memory_r1.memory.answer import SMALL, AnswerSettings
-
-        if model.adapter is not None:
-            from memory_r1.rl.train import read_card
-
-            settings = read_card(model.adapter)
-        else:
-            settings = AnswerSettings() if model.base_url else SMALL
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(settings, **given)
+        return replace(default_settings(policy), **given)

@@ -51,7 +51,7 @@ class Remember:
             memory = self._memory(bank, policy)
             reports = [self._remember(memory, dialogue) for dialogue in dialogues]
         self._print(reports)
-        return 1 if any(report.failures for report in reports) else 0
+        return 1 if reports[-1].failures else 0
 
     def _memory(self, bank: Bank, policy: Policy | None) -> Memory:
         from memory_r1.memory import LLMExtractor, LLMManager, Memory
@@ -68,7 +68,8 @@ class Remember:
 
     def _print(self, reports: list[RememberReport]) -> None:
         counts = {name: sum(report.counts()[name] for report in reports) for name in reports[0].counts()}
-        failures = [failure for report in reports for failure in report.failures]
+        # each dialogue takes up the turns that those before it left pending: the last report says what remains
+        failures, counts["failed_turns"] = reports[-1].failures, reports[-1].counts()["failed_turns"]
         if self.json:
             print_json({**counts, "failures": [{"turns": f.turn_ids, "reason": f.reason} for f in failures]})
             return

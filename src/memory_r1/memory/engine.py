@@ -16,6 +16,7 @@ from memory_r1.bank import Applied, Bank, OperationKind, StoredTurn
 from memory_r1.dialogue import Dialogue, Turn
 from memory_r1.errors import ConflictError, InputError, OperationError, ReplyError
 from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
+from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor, Fact, TurnExtractor
 from memory_r1.memory.manage import AddOnlyManager, MemoryManager
 from memory_r1.policy.base import Policy
@@ -65,7 +66,8 @@ class Memory:
         policy: the language model of the answer agent; not needed to remember with the default manager.
         manager: decides what facts do to the bank; adds them all by default.
         extractor: makes facts of turns; each turn is a fact by default.
-        settings: of retrieval and answering.
+        settings: of retrieval and answering; by default what the policy's adapter was trained with, what the embedded
+            model can read, else the paper's (30 entries of each speaker).
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Memory:
         self.bank = bank
         self.manager: MemoryManager = manager or AddOnlyManager()
         self.extractor: Extractor = extractor or TurnExtractor()
-        self._answerer = AnswerAgent(policy, settings or AnswerSettings()) if policy else None
+        self._answerer = AnswerAgent(policy, settings or default_settings(policy)) if policy else None
 
     def remember(self, dialogue: Dialogue, progress: Progress | None = None) -> RememberReport:
         """Take in a dialogue; turns remembered before are not taken twice, pending ones are taken up again.

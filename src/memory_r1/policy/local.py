@@ -47,24 +47,25 @@ class LocalPolicy:
         precision: Precision = "float32",
         batch_tokens: int = 8192,
     ) -> None:
+        self.embedded = model is None
         self._source = Path(model) if model is not None else embedded_model()
-        self._adapter = Path(adapter) if adapter is not None else None
+        self.adapter = Path(adapter) if adapter is not None else None
         self._device = device
         self._precision = precision
         self._batch_tokens = batch_tokens
         self._lock = Lock()
         self._model: Any = None
         self._tokenizer: Any = None
-        if self._adapter is not None:
-            _check_adapter(self._adapter)
+        if self.adapter is not None:
+            _check_adapter(self.adapter)
 
     @property
     def name(self) -> str:
         """The model's name; with an adapter, its folder name and the first 8 digits of its weights' sha256."""
-        if self._adapter is None:
+        if self.adapter is None:
             return self.base_name
-        weights = (self._adapter / "adapter_model.safetensors").read_bytes()
-        return f"{self.base_name}+{self._adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+        weights = (self.adapter / "adapter_model.safetensors").read_bytes()
+        return f"{self.base_name}+{self.adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
 
     @property
     def base_name(self) -> str:
@@ -175,8 +176,8 @@ class LocalPolicy:
         if self._model is not None:
             return
         model, self._tokenizer = _load_base(self._source, self._precision)
-        if self._adapter is not None:
-            model = _with_adapter(model, self._adapter)
+        if self.adapter is not None:
+            model = _with_adapter(model, self.adapter)
         self._model = model.to(self._device or _best_device()).eval()
 
 

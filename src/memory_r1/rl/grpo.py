@@ -106,8 +106,8 @@ def update(
         gathered = [one.backward(learner, settings, first=epoch == 0) for one in batch]
         norm = learner.step(lr)
         steps.append({key: sum(part[key] for part in gathered) for key in gathered[0]} | {"grad_norm": norm})
-    tokens = sum(lengths)
     last, first = steps[-1], steps[0]
+    tokens = max(1.0, first["tokens"])  # those that were scored: groups with nothing to learn from are not
     return {
         "loss": last["loss"],
         "kl": last["kl"] / tokens,
@@ -133,7 +133,7 @@ class _Credited:
         import torch
 
         completions = [rollout.completion.tokens for rollout in self.group.rollouts]
-        sums = dict.fromkeys(("loss", "kl", "clipped", "gap", "surprise"), 0.0)
+        sums = dict.fromkeys(("loss", "kl", "clipped", "gap", "surprise", "tokens"), 0.0)
         if settings.kl_coef == 0 and not any(self.advantages):
             return sums  # nothing to learn from, and nothing to hold back from
         prompt, temperature = self.group.prompt_tokens, settings.temperature
@@ -154,6 +154,7 @@ class _Credited:
             sums["clipped"] += float((((new.detach() - old).exp() - 1).abs() > settings.clip_range).sum())
             sums["gap"] += float((new.detach() - sampled).abs().sum())
             sums["surprise"] -= float(new.detach().sum())
+            sums["tokens"] += len(new)
         total.backward()  # type: ignore[no-untyped-call]
         sums["loss"] = float(total.detach())
         return sums

@@ -131,16 +131,16 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer."""
         named = {name: weight.detach().clone() for name, weight in self._stateful()}
-        return {"weights": named, "optimizer": self.optimizer.state_dict()}
+        return {"weights": named, "optimizer": copy.deepcopy(self.optimizer.state_dict())}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state written by `state`; the reference must have been frozen if it was then."""
         own = dict(self._stateful())
-        if own.keys() != state["weights"].keys():
+        if _shapes(own) != _shapes(state["weights"]):
             raise TrainingError("the checkpoint has other weights than this run: resume with the run's own settings")
         for name, weight in state["weights"].items():
             own[name].data.copy_(weight)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the very tensors
 
     def _stateful(self) -> Iterator[tuple[str, Tensor]]:
         for name, weight in self.model.named_parameters():
@@ -182,6 +182,10 @@ class Learner:
         if device == "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
 
 
 def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any:

@@ -19,8 +19,9 @@ from memory_r1.bank import Bank, Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
 from memory_r1.bench.run import plain, provenance, remember_all
 from memory_r1.dialogue import Question
-from memory_r1.errors import InputError, ModelError, TrainingError
-from memory_r1.memory.answer import FORMAT, SMALL, AnswerSettings
+from memory_r1.errors import InputError, TrainingError
+from memory_r1.memory.answer import SMALL, AnswerSettings
+from memory_r1.memory.card import write_card
 from memory_r1.policy.base import Sampling
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
@@ -30,8 +31,6 @@ from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.types import Demonstration
-
-CARD = "memory_r1.json"
 
 
 @dataclass(frozen=True)
@@ -113,25 +112,6 @@ def greedy_reward(policy: LocalPolicy, episodes: Sequence[AnswerEpisode], max_to
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
 
 
-def read_card(adapter: Path) -> AnswerSettings:
-    """The answer settings an adapter was trained with.
-
-    Raises:
-        ModelError: the adapter has no card, is not for the answer agent, or was trained with another prompt format.
-    """
-    path = adapter / CARD
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"{adapter}: no readable {CARD}, expected an adapter written by memory-r1 train") from error
-    if card.get("agent") != "answer" or card.get("format") != FORMAT:
-        raise ModelError(
-            f"{adapter}: made for the {card.get('agent')} agent with format {card.get('format')}, expected answer with "
-            f"{FORMAT}: train it again"
-        )
-    return AnswerSettings(**card["settings"])
-
-
 def _episodes(
     dataset: Dataset, settings: TrainSettings, embedder: Embedder | None
 ) -> tuple[list[AnswerEpisode], list[AnswerEpisode]]:
@@ -191,6 +171,5 @@ def _claim(out: Path, dataset: Dataset, settings: TrainSettings) -> None:
 def _publish(trained: Path, out: Path, policy: LocalPolicy, settings: TrainSettings) -> Path:
     adapter = out / "adapter"
     shutil.copytree(trained, adapter, dirs_exist_ok=True)
-    card = {"agent": "answer", "format": FORMAT, "base": policy.base_name, "settings": plain(settings.answer)}
-    (adapter / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    write_card(adapter, policy.base_name, settings.answer)
     return adapter

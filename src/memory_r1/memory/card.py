@@ -1,0 +1,56 @@
+"""The card beside a trained adapter: which agent it is for, its prompt format, the settings it was trained with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from memory_r1.errors import ModelError
+from memory_r1.memory.answer import FORMAT, SMALL, AnswerSettings
+from memory_r1.policy.base import Policy
+from memory_r1.policy.local import LocalPolicy
+
+CARD = "memory_r1.json"
+
+
+def write_card(adapter: Path, base: str, settings: AnswerSettings) -> None:
+    """Write the card of an answer agent's adapter; `base` names the model it belongs on."""
+    card = {"agent": "answer", "format": FORMAT, "base": base, "settings": asdict(settings)}
+    (adapter / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+
+
+def read_card(adapter: Path) -> AnswerSettings:
+    """The answer settings an adapter was trained with.
+
+    Raises:
+        ModelError: the adapter has no card, is not for the answer agent, or was trained with another prompt format.
+    """
+    path = adapter / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        agent, written, settings = card["agent"], card["format"], card["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{adapter}: no readable {CARD}, expected an adapter written by memory-r1 train") from error
+    if (agent, written) != ("answer", FORMAT):
+        raise ModelError(
+            f"{adapter}: made for the {agent} agent with {written}, expected answer with {FORMAT}: train it again"
+        )
+    try:
+        return AnswerSettings(**settings)
+    except TypeError as error:
+        raise ModelError(f"{path}: has other settings than {FORMAT} knows ({error}): train it again") from error
+
+
+def default_settings(policy: Policy) -> AnswerSettings:
+    """What a policy answers best with: its adapter's card, what the embedded model can read, else the paper's.
+
+    Raises:
+        ModelError: the adapter's card cannot be used.
+    """
+    if isinstance(policy, LocalPolicy):
+        if policy.adapter is not None:
+            return read_card(policy.adapter)
+        if policy.embedded:
+            return SMALL
+    return AnswerSettings()
