@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Naive
 
+from conftest import Naive
 from memory_r1.policy.decode import Sampled, sample_groups
 from memory_r1.policy.local import LocalPolicy
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Naive
 
+from conftest import Naive
 from memory_r1.errors import InputError, ModelError
 from memory_r1.policy.base import Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy

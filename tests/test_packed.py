@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Naive
 from torch import Tensor
 
+from conftest import Naive
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.packed import packed_logprobs, plain_logprobs, supports_packing
 

@@ -50,8 +50,9 @@ def test_a_policy_is_trained_and_its_adapter_evaluated_and_asked(
 ) -> None:
     run = tmp_path / "run"
     train = (
-        f"train answer --data {small} --train all --out {run} --answer.k 4 --answer.max-tokens 24 "
-        "--warm-start.epochs 2 --warm-start.batch 4 --grpo.prompts 2 --grpo.group 3 --grpo.epochs-over-data 0.5 --loop.eval-every 0 --json"
+        f"train answer --data {small} --train all --out {run} --answer.k 4 --answer.max-tokens 24 --json "
+        "--warm-start.epochs 2 --warm-start.batch 4 --loop.eval-every 0 "
+        "--grpo.prompts 2 --grpo.group 3 --grpo.epochs-over-data 0.5"
     )
     assert main(train.split()) == 0
     adapter = Path(json.loads(capsys.readouterr().out)["adapter"])

@@ -249,13 +249,11 @@ def test_the_servers_own_words_are_found_in_any_shape(endpoint: Endpoint, body: 
     assert "HTTP 400: bad model; check" in str(failure(RemotePolicy("tiny", endpoint.url)))
 
 
-def test_a_server_that_is_down_is_reported_within_a_second(endpoint: Endpoint) -> None:
+def test_a_server_that_is_down_is_reported_with_the_attempts_made(endpoint: Endpoint) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, never listening: connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        began = time.monotonic()
         error = failure(RemotePolicy("tiny", url, retries=1))
-    assert time.monotonic() - began < 1.0
     assert re.search(
         rf"tiny at {url}: cannot be reached \(.*refused.*\), attempts made: 2; check that the server", str(error)
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -62,8 +61,9 @@ def test_a_ready_fact_comes_with_the_first_of_its_turns_and_in_its_own_order() -
     )
     extractor: Extractor = ReadyFacts((late, both, early, nowhere))
     turns = [Turn(f"t{n}", "Ann", "x") for n in (1, 2, 3)]
-    assert extractor.extract(turns[:2]) == [both, early]
-    assert extractor.extract(turns[2:]) == [late]
+    assert extractor.extract(turns) == [late, both, early]
+    assert extractor.extract(turns[:1]) == [early]
+    assert extractor.extract(turns[1:]) == [late, both]
     assert extractor.extract([]) == []
 
 
@@ -231,7 +231,7 @@ def locomo(tmp_path: Path) -> Path:
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """Three dialogues; d3 has no questions."""
-    records: Sequence[dict[str, object]] = [
+    records = [
         *({"dialogue": f"d{n}", "speaker": "Ann", "text": f"text {n}"} for n in (1, 2, 3)),
         {"dialogue": "d2", "id": "q2", "question": "Two?", "answer": "2"},
         {"dialogue": "d1", "id": "q1", "question": "One?", "answer": "1"},

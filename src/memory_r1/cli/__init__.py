@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -41,10 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     verb = parse(arguments)
     try:
-        return verb.run()
+        code = verb.run()
+        sys.stdout.flush()
+        return code
     except MemoryR1Error as error:
         print(f"memory-r1: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("memory-r1: stopped; run the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would write the rest, and fail
+        return 0

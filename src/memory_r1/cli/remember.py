@@ -13,7 +13,6 @@ from memory_r1.cli.show import print_json, progress
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank
-    from memory_r1.dialogue import Dialogue
     from memory_r1.memory import Memory, RememberReport
     from memory_r1.policy import Policy
 
@@ -49,9 +48,11 @@ class Remember:
         policy = self.model.policy() if "llm" in (self.manager, self.extract) else None  # refused before a bank is made
         with self.where.open() as bank:
             memory = self._memory(bank, policy)
-            reports = [self._remember(memory, dialogue) for dialogue in dialogues]
-        self._print(reports)
-        return 1 if reports[-1].failures else 0
+            memory.store(dialogues)
+            with progress("remembering") as step:
+                report = memory.take_up_pending(step)
+        self._print(report)
+        return 1 if report.failures else 0
 
     def _memory(self, bank: Bank, policy: Policy | None) -> Memory:
         from memory_r1.memory import LLMExtractor, LLMManager, Memory
@@ -62,17 +63,13 @@ class Remember:
             extractor=LLMExtractor(policy) if policy and self.extract == "llm" else None,
         )
 
-    def _remember(self, memory: Memory, dialogue: Dialogue) -> RememberReport:
-        with progress(f"remembering {dialogue.id}") as step:
-            return memory.remember(dialogue, lambda done, total: step(done, total))
-
-    def _print(self, reports: list[RememberReport]) -> None:
-        counts = {name: sum(report.counts()[name] for report in reports) for name in reports[0].counts()}
-        # each dialogue takes up the turns that those before it left pending: the last report says what remains
-        failures, counts["failed_turns"] = reports[-1].failures, reports[-1].counts()["failed_turns"]
+    def _print(self, report: RememberReport) -> None:
         if self.json:
-            print_json({**counts, "failures": [{"turns": f.turn_ids, "reason": f.reason} for f in failures]})
+            failures = [{"turns": failure.turn_ids, "reason": failure.reason} for failure in report.failures]
+            print_json({**report.counts(), "failures": failures, "skipped": report.skipped})
             return
-        print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
-        for failure in failures:
+        print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts().items()))
+        for skipped in report.skipped:
+            print(f"left out of a reply: {skipped}")
+        for failure in report.failures:
             print(f"still pending: {', '.join(failure.turn_ids)}: {failure.reason}")

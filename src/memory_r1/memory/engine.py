@@ -8,7 +8,7 @@ answer.py) and how the bank stores (bank/).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -17,7 +17,7 @@ from memory_r1.dialogue import Dialogue, Turn
 from memory_r1.errors import ConflictError, InputError, OperationError, ReplyError
 from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
 from memory_r1.memory.card import default_settings
-from memory_r1.memory.extract import Extractor, Fact, TurnExtractor
+from memory_r1.memory.extract import Extractor, TurnExtractor
 from memory_r1.memory.manage import AddOnlyManager, MemoryManager
 from memory_r1.policy.base import Policy
 
@@ -91,9 +91,16 @@ class Memory:
             BankError: the bank refused the turns; nothing was stored.
             PolicyError: the model is down; what was settled stays, the other turns stay pending.
         """
-        turns = [StoredTurn(turn.id, turn.speaker, turn.text, turn.at, dialogue.id) for turn in dialogue.turns]
-        self.bank.add_turns(turns)
+        self.store([dialogue])
         return self.take_up_pending(progress)
+
+    def store(self, dialogues: Iterable[Dialogue]) -> None:
+        """Keep the turns of dialogues as pending, in one transaction, without settling them; raises BankError."""
+        self.bank.add_turns(
+            StoredTurn(turn.id, turn.speaker, turn.text, turn.at, dialogue.id)
+            for dialogue in dialogues
+            for turn in dialogue.turns
+        )
 
     def take_up_pending(self, progress: Progress | None = None) -> RememberReport:
         """Settle every pending turn of the scope; raises as `remember` does."""
@@ -123,32 +130,31 @@ class Memory:
         return self._answerer.answer(self.bank, questions)
 
     def _settle(self, turns: Sequence[Turn], report: RememberReport) -> None:
-        turn_ids = tuple(turn.id for turn in turns)
-        try:
-            facts = self.extractor.extract(turns)
-            applied, skipped = self._decide_and_apply(facts, turn_ids)
-        except (ReplyError, OperationError, ConflictError) as error:
-            report.failures.append(Failure(turn_ids, str(error)))
-            return
-        report.turns += len(turns)
-        report.skipped += skipped
-        for one in applied:
-            (report.noops if one.kind is OperationKind.NOOP else report.operations).append(one)
-
-    def _decide_and_apply(
-        self, facts: Sequence[Fact], turn_ids: tuple[str, ...]
-    ) -> tuple[list[Applied], tuple[str, ...]]:
-        """Read, decide, write; when another writer changed what was decided on, read and decide again."""
+        """Read, decide, write; when another writer was faster, look again at what is left to decide."""
         for attempt in range(1, _ATTEMPTS + 1):
-            decision = self.manager.decide(facts, self.bank)
             try:
-                applied = self.bank.apply(decision.operations, decided_by=self.manager.name, done=turn_ids)
-            except ConflictError:
+                decision = self.manager.decide(self.extractor.extract(turns), self.bank)
+                done = [turn.id for turn in turns]
+                applied = self.bank.apply(decision.operations, decided_by=self.manager.name, done=done)
+            except ConflictError as error:
+                turns = self._still_pending(turns)
+                if not turns:
+                    return  # the other writer settled them all
                 if attempt == _ATTEMPTS:
-                    raise
+                    report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
+            except (ReplyError, OperationError) as error:
+                report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
+                return
             else:
-                return applied, decision.skipped
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                report.turns += len(turns)
+                report.skipped += decision.skipped
+                for one in applied:
+                    (report.noops if one.kind is OperationKind.NOOP else report.operations).append(one)
+                return
+
+    def _still_pending(self, turns: Sequence[Turn]) -> list[Turn]:
+        pending = {turn.id for turn in self.bank.pending_turns()}
+        return [turn for turn in turns if turn.id in pending]
 
 
 def _chunks(turns: Sequence[StoredTurn], size: int) -> Iterator[list[Turn]]:

@@ -11,6 +11,8 @@ from memory_r1.policy.base import Message, Policy, Prompt, Sampling
 
 Parsed = TypeVar("Parsed")
 
+_JOINERS = "\u200c\u200d"  # not printable by themselves, but part of Persian and Indic words and of emoji
+
 
 def one_line(text: str, longest: int = 2000) -> str:
     """Text on one line without control characters, so that a stored text cannot open a line of the prompt.
@@ -18,7 +20,7 @@ def one_line(text: str, longest: int = 2000) -> str:
     Longer texts are cut at `longest` characters, with an ellipsis to show it; the bank keeps them whole.
     """
     head = text[: 4 * longest]
-    line = " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in head).split())
+    line = " ".join("".join(c if c.isprintable() or c.isspace() or c in _JOINERS else " " for c in head).split())
     whole = len(line) <= longest and len(head) == len(text)
     return line if whole else line[: longest - 1] + "…"
 

@@ -168,7 +168,8 @@ class RemotePolicy:
             expected = "expected text in choices[0].message.content: check the base URL and the model"
             raise self._error(f"answered {got}", expected)
         return Completion(
-            text,
+            # half an emoji, which JSON can carry, becomes a replacement character: nothing could store or send it
+            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
             finish="length" if finish == "length" else "stop",
             prompt_tokens=_count(_dig(reply, "usage", "prompt_tokens")),
             completion_tokens=_count(_dig(reply, "usage", "completion_tokens")),

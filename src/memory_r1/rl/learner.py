@@ -57,7 +57,7 @@ class Learner:
         self._reference: Any = None
         self._packs = supports_packing(self.model)
         self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
 
     @property
     def trainable(self) -> int:

@@ -170,4 +170,6 @@ class _Log:
         self._board.close()
 
     def _lines(self) -> list[str]:
-        return self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        if not self._path.is_file():
+            return []
+        return self._path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that a crash cut short has no end

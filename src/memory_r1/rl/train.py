@@ -78,8 +78,11 @@ def train_answer_agent(
         TrainingError: the folder holds another run.
         InputError: the data has no part of that name, or too few questions.
     """
-    _claim(out, dataset, settings)
     episodes, val = _episodes(dataset, settings, embedder)
+    shown = _demonstrations(episodes, settings) if settings.warm_start.epochs > 0 else []
+    if not shown and settings.algo == "sft":
+        raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
+    _claim(out, dataset, settings)
     learner = Learner(policy, settings.learner, seed=settings.seed)
 
     def evaluate() -> Metrics:
@@ -91,15 +94,11 @@ def train_answer_agent(
         check = evaluate if val else None
         return Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
 
-    trained: Path | None = None
-    if settings.warm_start.epochs > 0 or settings.algo == "sft":
-        shown = _demonstrations(episodes, settings)
+    if shown:
         trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
         trained = train(GRPO(episodes, settings.grpo, settings.answer.max_tokens, settings.seed))
-    if trained is None:
-        raise TrainingError("nothing was trained: sft needs warm_start.epochs above 0")
     return _publish(trained, out, policy, settings)
 
 
@@ -145,7 +144,13 @@ def _demonstrations(episodes: Sequence[AnswerEpisode], settings: TrainSettings) 
     """What the warm start imitates: questions whose evidence was retrieved, in retrieval's order and shuffled."""
     shuffle = random.Random(settings.seed)
     orders = [None, *[shuffle] * settings.warm_start.shuffles]
-    return [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
+    shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
+    if not shown:
+        raise InputError(
+            f"none of {len(episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
+            "expected some to imitate: retrieve more (answer.k), or leave the warm start out (warm_start.epochs 0)"
+        )
+    return shown
 
 
 def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
@@ -155,6 +160,8 @@ def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[li
 
 def _claim(out: Path, dataset: Dataset, settings: TrainSettings) -> None:
     """Write config.json, or check that the one already there is the same run's."""
+    for part in filter(None, (settings.train, settings.val)):
+        dataset.select(part)  # an unknown part is refused before anything is written
     config = {"settings": plain(settings), "data": {"path": str(dataset.path), "sha256": dataset.sha256}}
     path = out / "config.json"
     if path.is_file():

@@ -1,0 +1,209 @@
+"""Training the answer agent from a file of dialogues to an adapter with its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memory_r1.bank import HashingEmbedder
+from memory_r1.bench.dataset import Dataset, load_dataset
+from memory_r1.errors import InputError, ModelError, TrainingError
+from memory_r1.memory.answer import AnswerSettings
+from memory_r1.memory.card import read_card
+from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.grpo import GRPOSettings
+from memory_r1.rl.learner import LearnerSettings
+from memory_r1.rl.loop import LoopSettings
+from memory_r1.rl.sft import SFTSettings
+from memory_r1.rl.train import TrainSettings, train_answer_agent
+
+ANSWERING = AnswerSettings(k=2, per_speaker=False, max_tokens=4)
+SETTINGS = TrainSettings(
+    train="a",
+    val="b",
+    reward="f1",
+    answer=ANSWERING,
+    learner=LearnerSettings(lora_rank=2, precision="float32"),
+    warm_start=SFTSettings(epochs=1, shuffles=1, batch=4),
+    grpo=GRPOSettings(prompts=2, group=2),
+    loop=LoopSettings(eval_every=1, checkpoint_every=1),
+)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Two dialogues with three questions each."""
+    records: list[dict[str, object]] = []
+    for dialogue in "ab":
+        facts = {"dog": "Rex", "cat": "Tom", "boat": "Ada"}
+        for pet, name in facts.items():
+            turn = f"{dialogue}-{pet}"
+            text = f"My {pet} is called {name}"
+            records.append({"dialogue": dialogue, "turn": turn, "speaker": "Ann", "text": text})
+        for pet, name in facts.items():
+            question = {"question": f"What is the {pet} called?", "answer": name, "evidence": [f"{dialogue}-{pet}"]}
+            records.append({"dialogue": dialogue, **question})
+    path = tmp_path / "toy.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return load_dataset(path)
+
+
+def train(
+    base: Path, dataset: Dataset, out: Path, settings: TrainSettings = SETTINGS, heard: list[str] | None = None
+) -> Path:
+    """Train from a freshly loaded base; `heard` gathers what was reported."""
+
+    def report(name: str, done: int, of: int, metrics: Mapping[str, float]) -> None:
+        if heard is not None:
+            heard.append(f"{name} {done}/{of}")
+
+    policy = LocalPolicy(base, device="cpu")
+    return train_answer_agent(policy, dataset, settings, out, embedder=HashingEmbedder(), report=report)
+
+
+def test_training_goes_from_a_file_to_an_adapter_with_its_card(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    heard: list[str] = []
+    out = tmp_path / "run"
+    adapter = train(tiny_folder, dataset, out, heard=heard)
+    assert adapter == out / "adapter"
+    # 3 answerable questions, each twice, in batches of 4: 6 / 4; 3 questions, 2 an iteration: 3 / 2
+    assert heard == ["sft 1/2", "sft 2/2", "grpo 1/2", "grpo 2/2"]
+    assert {path.name for path in out.iterdir()} >= {"config.json", "sft", "grpo", "adapter"}
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert config["data"]["sha256"] == dataset.sha256
+    assert config["settings"]["grpo"]["group"] == 2
+    assert read_card(adapter) == ANSWERING
+    assert LocalPolicy(tiny_folder, adapter=adapter, device="cpu").model is not None
+
+
+@pytest.mark.parametrize(("val", "kept"), [("", "last"), ("b", "best")])
+def test_grpo_starts_from_the_weights_the_warm_start_returned_and_is_held_to_them(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path, val: str, kept: str
+) -> None:
+    run = tmp_path / "run"
+    train(tiny_folder, dataset, run, replace(SETTINGS, val=val))
+    lines = [json.loads(line) for line in (run / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kl"] for line in lines if line["iteration"] == 1] == [0]  # against the reference, not the base
+    state = torch.load(run / "grpo" / "state.pt", weights_only=True)["weights"]
+    for name, weight in load_file(run / "sft" / kept / "adapter_model.safetensors").items():
+        assert state[name.replace(".weight", ".reference.weight")].equal(weight)
+
+
+def test_running_it_again_changes_nothing_and_returns_the_adapter(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out, heard = tmp_path / "run", list[str]()
+    adapter = train(tiny_folder, dataset, out)
+    files = [path for path in out.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+    before = {path: path.read_bytes() for path in files}
+    assert train(tiny_folder, dataset, out, heard=heard) == adapter
+    assert heard == []
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_supervised_training_stops_after_the_warm_start(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    heard: list[str] = []
+    train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft"), heard)
+    assert heard == ["sft 1/2", "sft 2/2"]
+
+
+def test_without_a_warm_start_and_without_val_the_last_weights_are_published(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    heard: list[str] = []
+    cold = replace(SETTINGS, val="", warm_start=SFTSettings(epochs=0))
+    adapter = train(tiny_folder, dataset, tmp_path / "run", cold, heard)
+    assert heard == ["grpo 1/2", "grpo 2/2"]
+    weights = "adapter_model.safetensors"
+    assert (adapter / weights).read_bytes() == (tmp_path / "run" / "grpo" / "last" / weights).read_bytes()
+
+
+def test_a_fraction_of_the_questions_can_be_held_out(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    heard: list[str] = []
+    held = replace(SETTINGS, train="all", val="", val_fraction=0.34, algo="sft")
+    train(tiny_folder, dataset, tmp_path / "run", held, heard)
+    assert heard == ["sft 1/2", "sft 2/2"]  # 4 of 6 questions, each twice, in batches of 4
+    assert "val/reward" in (tmp_path / "run" / "sft" / "metrics.jsonl").read_text()
+
+
+# What is refused
+
+
+def test_other_settings_or_data_in_the_same_folder_are_a_training_error(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out, mine = tmp_path / "run", replace(SETTINGS, algo="sft")
+    train(tiny_folder, dataset, out, mine)
+    before = (out / "config.json").read_bytes()
+    for other, data in ((replace(mine, seed=1), dataset), (mine, replace(dataset, sha256="0"))):
+        with pytest.raises(TrainingError, match=rf"^{out} holds a run with other settings or data"):
+            train(tiny_folder, data, out, other)
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_too_few_questions_are_an_input_error_and_leave_the_folder_free(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    many = replace(SETTINGS, grpo=GRPOSettings(prompts=4, group=2))
+    with pytest.raises(InputError, match=r"^3 questions to train on, expected at least 4$"):
+        train(tiny_folder, dataset, tmp_path / "run", many)
+    assert train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft")).is_dir()
+
+
+def test_a_warm_start_without_any_retrieved_evidence_is_an_input_error(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    questions = tuple(
+        replace(question, evidence=("b-dog",) if question.dialogue_id == "a" else question.evidence)
+        for question in dataset.file.questions
+    )
+    nowhere = replace(dataset, file=replace(dataset.file, questions=questions))
+    with pytest.raises(InputError, match="evidence"):
+        train(tiny_folder, nowhere, tmp_path / "run")
+
+
+def test_supervised_training_without_epochs_is_a_training_error(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="epochs above 0"):
+        train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft", warm_start=SFTSettings(epochs=0)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_train_is_refused(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'c'"):
+        train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, train="c"))
+
+
+# The card
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "",
+        "not json",
+        "[]",
+        '{"agent": "answer"}',
+        '{"agent": "manager", "format": "answer-1", "settings": {}}',
+        '{"agent": "answer", "format": "answer-0", "settings": {}}',
+        '{"agent": "answer", "format": "answer-1", "settings": {"never": 1}}',
+    ],
+)
+def test_a_card_of_another_kind_is_a_model_error_naming_the_adapter(tmp_path: Path, card: str) -> None:
+    (tmp_path / "memory_r1.json").write_text(card)
+    with pytest.raises(ModelError, match=f"^{tmp_path}"):
+        read_card(tmp_path)
+
+
+def test_an_adapter_without_a_card_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no readable memory_r1\.json"):
+        read_card(tmp_path)
