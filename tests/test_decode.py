@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import Naive
-from memory_r1.policy.decode import Sampled, sample_groups
+from memory_r1.policy.decode import Sampled, attends_to_all, sample_groups
 from memory_r1.policy.local import LocalPolicy
 
 PROMPTS = [[5, 9, 40, 7, 200, 31, 8, 77, 12], [3], [60, 61, 62, 63]]
@@ -147,3 +147,39 @@ def test_the_end_token_has_a_logprob_of_its_own(tiny: LocalPolicy, naive_logprob
     for one in ended:
         wanted = naive_logprobs(tiny.model, PROMPTS[0], one.tokens)
         assert one.logprobs[-1] == pytest.approx(wanted[-1].item(), abs=1e-4)
+
+
+def small(kind: str, **config: Any) -> Any:
+    """A tiny random model of another architecture."""
+    import transformers
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shared = {"vocab_size": 263, "num_key_value_heads": 2, "initializer_range": 0.3, **shape}
+    torch.manual_seed(0)
+    architecture = getattr(transformers, f"{kind}ForCausalLM")
+    made = architecture.config_class(**shared, **config)
+    return architecture(made).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "shares"),
+    [
+        ("Qwen2", {}, True),
+        ("Mistral", {"sliding_window": 5}, False),
+        ("Gemma3", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}, False),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"]}, False),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 3])
+def test_models_with_windowed_or_recurrent_layers_are_sampled_right_too(
+    naive_logprobs: Naive, kind: str, config: dict[str, Any], shares: bool, n: int
+) -> None:
+    model = small(kind, **config)
+    assert attends_to_all(model) is shares
+    groups = sample(model, n=n, max_tokens=12, end_ids=frozenset(range(0, 263, 6)))
+    assert len({len(one.tokens) for group in groups for one in group}) > 1
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        assert len(group) == n
+        for one in group:
+            wanted = naive_logprobs(model, prompt, one.tokens)
+            assert one.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)

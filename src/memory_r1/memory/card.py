@@ -53,4 +53,6 @@ def default_settings(policy: Policy) -> AnswerSettings:
             return read_card(policy.adapter)
         if policy.embedded:
             return SMALL
+        if (policy.source / CARD).is_file():  # a fully fine-tuned model carries its card itself
+            return read_card(policy.source)
     return AnswerSettings()

@@ -3,7 +3,8 @@
 The n completions of a prompt share its cached keys and values, which are never copied: at each step the next tokens
 of all of them go through the model as ONE short sequence, under a mask by which each token sees the prompt and the
 earlier tokens of its own completion only. A completion that has ended leaves the sequence. Cost of a step: the weights
-once, plus attention over prompt + n * step columns.
+once, plus attention over prompt + n * step columns. Models with windowed or recurrent layers, which such a mask does
+not reach, get a row per completion instead.
 
 Left out: nucleus and top-k sampling (their log-probabilities are not the policy's), beams, stop strings.
 """
@@ -43,7 +44,7 @@ def sample_groups(
     """Sample n completions of each prompt.
 
     Args:
-        model: a causal language model of transformers, in eval mode, that honours 4-D attention masks.
+        model: a causal language model of transformers, in eval mode.
         prompts: P token id lists, none empty; ragged lengths are padded on the left.
         n: completions per prompt.
         max_tokens: longest completion, the end token included.
@@ -56,6 +57,12 @@ def sample_groups(
     """
     import torch
 
+    if n > 1 and not attends_to_all(model):
+        repeated = [prompt for prompt in prompts for _ in range(n)]
+        alone = sample_groups(
+            model, repeated, n=1, max_tokens=max_tokens, temperature=temperature, end_ids=end_ids, generator=generator
+        )
+        return [[group[0] for group in alone[start : start + n]] for start in range(0, len(alone), n)]
     with torch.inference_mode():
         state, logits = _prefill(model, prompts, n)
         groups = [[Sampled() for _ in range(n)] for _ in prompts]
@@ -69,18 +76,26 @@ def sample_groups(
         return groups
 
 
+def attends_to_all(model: Any) -> bool:
+    """Whether every layer attends to all that a mask shows it: none has a sliding window or a recurrent state."""
+    from transformers import DynamicCache, DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 @dataclass
 class _State:
     """The cache of P prompts with the completions still being written.
 
     owner: (P, C) int64, who owns each cache column; rows: (P, W) int64, which completion each query column writes, or
-    _PADDING; lengths: (P,) int64, unpadded prompt lengths.
+    _PADDING; lengths: (P,) int64, unpadded prompt lengths; shared: whether completions share columns under a 4-D mask.
     """
 
     cache: Any
     owner: Tensor
     rows: Tensor
     lengths: Tensor
+    shared: bool
 
     def step(self, model: Any, tokens: Tensor, live: list[list[int]], width: int, step: int) -> Tensor:
         """Feed the last token of every live completion; returns the next logits (P, width, V)."""
@@ -90,9 +105,10 @@ class _State:
         padding = torch.tensor([[i >= len(row) for i in range(width)] for row in live], device=tokens.device)
         self.rows = self.rows.gather(1, columns).masked_fill(padding, _PADDING)
         self.owner = torch.cat([self.owner, self.rows], dim=1)
+        visible = self._visible()
         output = model(
             input_ids=tokens.gather(1, columns),
-            attention_mask=_additive(self._visible(), model.dtype),
+            attention_mask=_additive(visible, model.dtype) if self.shared else visible[:, 0].long(),
             position_ids=(self.lengths + step).unsqueeze(1).expand(-1, width),
             past_key_values=self.cache,
             use_cache=True,
@@ -124,7 +140,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], n: int) -> tuple[_Sta
     )
     owner = torch.where(mask, _PROMPT, _PADDING)
     rows = torch.arange(n, device=device).expand(len(prompts), n)
-    return _State(cache, owner, rows, lengths), output.logits.expand(-1, n, -1)
+    return _State(cache, owner, rows, lengths, n > 1 or attends_to_all(model)), output.logits.expand(-1, n, -1)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -48,7 +48,7 @@ class LocalPolicy:
         batch_tokens: int = 8192,
     ) -> None:
         self.embedded = model is None
-        self._source = Path(model) if model is not None else embedded_model()
+        self.source = Path(model) if model is not None else embedded_model()
         self.adapter = Path(adapter) if adapter is not None else None
         self._device = device
         self._precision = precision
@@ -70,7 +70,7 @@ class LocalPolicy:
     @property
     def base_name(self) -> str:
         """The model's name without the adapter."""
-        return self._source.stem if self._source.suffix == ".gguf" else self._source.name
+        return self.source.stem if self.source.suffix == ".gguf" else self.source.name
 
     @property
     def model(self) -> Any:
@@ -175,7 +175,7 @@ class LocalPolicy:
     def _load(self) -> None:
         if self._model is not None:
             return
-        model, self._tokenizer = _load_base(self._source, self._precision)
+        model, self._tokenizer = _load_base(self.source, self._precision)
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)
         self._model = model.to(self._device or _best_device()).eval()

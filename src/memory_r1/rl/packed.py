@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from memory_r1.policy.decode import attends_to_all
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -67,6 +69,8 @@ def supports_packing(model: Any) -> bool:
     """Whether packed and plain log-probabilities agree on a small probe; run once before training."""
     import torch
 
+    if not attends_to_all(model):
+        return False  # a window longer than the probe would pass it
     vocabulary = model.config.get_text_config().vocab_size
     probe = [token % vocabulary for token in range(3, 203)]
     prompt, completions = probe[:150], [probe[150:170], probe[170:175], probe[175:]]

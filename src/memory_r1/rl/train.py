@@ -92,14 +92,16 @@ def train_answer_agent(
     def train(algorithm: Algorithm) -> Path:
         folder = out / algorithm.name
         check = evaluate if val else None
-        return Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
+        trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
+        write_card(trained, policy.base_name, settings.answer)
+        return trained
 
     if shown:
         trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
         trained = train(GRPO(episodes, settings.grpo, settings.answer.max_tokens, settings.seed))
-    return _publish(trained, out, policy, settings)
+    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
 
 
 def greedy_reward(policy: LocalPolicy, episodes: Sequence[AnswerEpisode], max_tokens: int) -> Metrics:
@@ -173,10 +175,3 @@ def _claim(out: Path, dataset: Dataset, settings: TrainSettings) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
-
-
-def _publish(trained: Path, out: Path, policy: LocalPolicy, settings: TrainSettings) -> Path:
-    adapter = out / "adapter"
-    shutil.copytree(trained, adapter, dirs_exist_ok=True)
-    write_card(adapter, policy.base_name, settings.answer)
-    return adapter
