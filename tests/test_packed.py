@@ -136,6 +136,6 @@ def test_a_model_that_ignores_masks_is_served_by_the_plain_way(tiny: LocalPolicy
 def test_a_window_is_found_even_where_the_probe_is_shorter_than_it() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
-    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    config = MistralConfig(vocab_size=263, num_key_value_heads=2, sliding_window=4096, **shape)
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = MistralConfig(vocab_size=263, num_attention_heads=4, num_key_value_heads=2, sliding_window=4096, **shape)
     assert supports_packing(MistralForCausalLM(config)) is False

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import Letters, Naive, new_learner
-from memory_r1.rl.sft import SFT, SFTSettings, reply_tokens
+from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.types import Demonstration
 
 SHOWN = [
@@ -18,9 +18,13 @@ SHOWN = [
 ]
 
 
+def tokens(learner: Learner, shown: Demonstration) -> tuple[list[int], list[int]]:
+    return learner.policy.encode(shown.prompt), learner.policy.encode_reply(shown.reply)
+
+
 def test_a_reply_is_followed_by_the_end_token(tiny_folder: Path) -> None:
     learner = new_learner(tiny_folder)
-    prompt, reply = reply_tokens(learner, SHOWN[0])
+    prompt, reply = tokens(learner, SHOWN[0])
     assert prompt == learner.policy.encode(SHOWN[0].prompt)
     assert reply[-1] == learner.policy.tokenizer.eos_token_id
     assert learner.policy.decode(reply[:-1]) == SHOWN[0].reply
@@ -29,7 +33,7 @@ def test_a_reply_is_followed_by_the_end_token(tiny_folder: Path) -> None:
 def test_the_loss_is_the_mean_over_replies_of_their_tokens_mean(tiny_folder: Path, naive_logprobs: Naive) -> None:
     learner = new_learner(tiny_folder)
     with torch.no_grad():
-        pairs = [reply_tokens(learner, shown) for shown in SHOWN]
+        pairs = [tokens(learner, shown) for shown in SHOWN]
         wanted = statistics.mean(-naive_logprobs(learner.model, *pair).mean().item() for pair in pairs)
     metrics = SFT(SHOWN, SFTSettings(batch=2)).iterate(learner, 0)
     assert len(pairs[0][1]) != len(pairs[1][1])

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal
 
 from memory_r1.errors import InputError, ModelError
@@ -53,7 +53,7 @@ class LocalPolicy:
         self._device = device
         self._precision = precision
         self._batch_tokens = batch_tokens
-        self._lock = Lock()
+        self._lock = RLock()
         self._model: Any = None
         self._tokenizer: Any = None
         if self.adapter is not None:
@@ -105,13 +105,20 @@ class LocalPolicy:
         Text that spells one of the tokenizer's special tokens is broken up first, so that no content can end its
         message or open another.
         """
-        added = self.tokenizer.added_tokens_decoder.values()  # all_special_tokens holds only those with a role
-        special = [token.content for token in added if token.special and token.content.strip()]
-        messages = [{"role": m["role"], "content": _defuse(m["content"], special)} for m in prompt]
+        messages = [{"role": m["role"], "content": self._defused(m["content"])} for m in prompt]
         ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
             "input_ids"
         ]
         return ids
+
+    def encode_reply(self, text: str) -> list[int]:
+        """A reply's tokens as the policy would have written them, the end token last; for imitation."""
+        ids: list[int] = self.tokenizer(self._defused(text), add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _defused(self, text: str) -> str:
+        added = self.tokenizer.added_tokens_decoder.values()  # all_special_tokens holds only those with a role
+        return _defuse(text, [token.content for token in added if token.special and token.content.strip()])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of a completion's tokens, special tokens left out."""
@@ -173,8 +180,11 @@ class LocalPolicy:
         return None if seed is None else torch.Generator(self.model.device).manual_seed(seed)
 
     def _load(self) -> None:
-        if self._model is not None:
-            return
+        with self._lock:
+            if self._model is None:
+                self._load_once()
+
+    def _load_once(self) -> None:
         model, self._tokenizer = _load_base(self.source, self._precision)
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)

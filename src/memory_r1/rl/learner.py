@@ -193,6 +193,8 @@ def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any
         from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise TrainingError("training needs peft: pip install 'memory-r1[train]'") from error
+    if hasattr(model, "peft_config"):
+        raise TrainingError("the policy already carries an adapter: give the learner one of its own, without")
     if start is not None:
         with quiet_peft():
             return PeftModel.from_pretrained(model, str(start), is_trainable=True)

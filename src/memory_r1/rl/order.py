@@ -29,7 +29,7 @@ def warmed_up(lr: float, iteration: int, warmup: int) -> float:
 
 
 def decayed(lr: float, iteration: int, warmup: int, iterations: int) -> float:
-    """Linear warm-up, then linear decay to a twentieth at the last iteration."""
+    """Linear warm-up, then linear decay towards 0, never under a twentieth."""
     return warmed_up(lr, iteration, warmup) * max(0.05, 1 - iteration / max(1, iterations))
 
 

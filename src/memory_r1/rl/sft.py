@@ -52,16 +52,10 @@ class SFT:
         batch = iteration_batch(self.demonstrations, settings.batch, iteration, self.seed)
         total = 0.0
         for demonstration in batch:
-            prompt, reply = reply_tokens(learner, demonstration)
+            prompt = learner.policy.encode(demonstration.prompt)
+            reply = learner.policy.encode_reply(demonstration.reply)
             loss = -learner.logprobs(prompt, [reply])[0].mean() / len(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         lr = decayed(settings.lr, iteration, settings.warmup, self.iterations)
         return {"loss": total, "grad_norm": learner.step(lr), "lr": lr}
-
-
-def reply_tokens(learner: Learner, demonstration: Demonstration) -> tuple[list[int], list[int]]:
-    """The prompt's tokens and the reply's, which ends with the tokenizer's end token."""
-    policy = learner.policy
-    reply = policy.tokenizer(demonstration.reply, add_special_tokens=False)["input_ids"]
-    return policy.encode(demonstration.prompt), [*reply, policy.tokenizer.eos_token_id]
