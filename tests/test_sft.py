@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import Letters, Naive, new_learner
+from memory_r1.rl.learner import Learner
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.types import Demonstration
 
