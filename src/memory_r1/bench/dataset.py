@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from memory_r1.bench.locomo import CATEGORY_NAMES, SPLITS, load_locomo, split
+from memory_r1.bench.locomo import CATEGORY_NAMES, SPLITS, load_locomo
 from memory_r1.bench.run import ReadyFacts
 from memory_r1.dialogue import Dialogue, DialogueFile, Question, load_dialogues
 from memory_r1.errors import InputError
@@ -24,6 +24,7 @@ class Dataset:
 
     facts       ready-made facts by dialogue id, where the file has any
     categories  names of category ids; an id that is not there is its own name
+    splits      names for sets of dialogues
     sha256      of the file's bytes
     """
 
@@ -32,19 +33,19 @@ class Dataset:
     sha256: str
     facts: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def select(self, part: str) -> tuple[list[Dialogue], list[Question]]:
-        """The dialogues and questions of a part: "all", dialogue ids separated by commas, or a split of LoCoMo.
+        """The dialogues and questions of a part: "all", or splits and dialogue ids separated by commas.
 
         Raises:
             InputError: an unknown id, or a part without questions.
         """
         if part == "all":
-            ids = tuple(dialogue.id for dialogue in self.file.dialogues)
-        elif self.facts and part in SPLITS:
-            ids = split(part)
+            ids = [dialogue.id for dialogue in self.file.dialogues]
         else:
-            ids = tuple(name.strip() for name in part.split(",") if name.strip())
+            names = [name.strip() for name in part.split(",") if name.strip()]
+            ids = [dialogue_id for name in names for dialogue_id in self.splits.get(name, (name,))]
         dialogues, questions = [self.file.dialogue(name) for name in ids], self.file.questions_of(ids)
         if not questions:
             raise InputError(f"{self.path}: {part!r} has no questions, expected dialogues with some")
@@ -76,6 +77,6 @@ def load_dataset(path: Path | str, *, adversarial: bool = False) -> Dataset:
     path = Path(path)
     if path.suffix == ".json":
         locomo = load_locomo(path, adversarial=adversarial, facts=True)
-        return Dataset(path, locomo, locomo.sha256, locomo.facts, CATEGORY_NAMES)
+        return Dataset(path, locomo, locomo.sha256, locomo.facts, CATEGORY_NAMES, SPLITS)
     file = load_dialogues(path)
     return Dataset(path, file, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -107,7 +107,7 @@ class EvalLocomo(_Eval):
     """
 
     split: str = "val"
-    """train (152 questions), val (81), test (1,307), all, or conversation ids separated by commas"""
+    """train (152 questions), val (81), test (1,307), all; or some of these and conversation ids, between commas"""
     data: Path | None = None
     """locomo10.json; default: that file in the folder named by MEMORY_R1_DATA"""
     adversarial: bool = False
