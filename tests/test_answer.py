@@ -124,10 +124,20 @@ def test_a_reply_that_names_no_answer_is_taken_whole_and_marked() -> None:
     assert (answer.text, answer.distilled, answer.well_formed) == ("Ann has a dog,\nas she said.", (), False)
 
 
-@pytest.mark.parametrize("reply", ["", " \n ", "Relevant: 1\nAnswer:", "Relevant: 1\nAnswer:  \nx"])
+@pytest.mark.parametrize("reply", ["", " \n ", "Relevant: 1\nAnswer:"])
 def test_an_empty_answer_is_empty_and_marked(reply: str) -> None:
     answer = read(reply)
     assert (answer.text, answer.well_formed) == ("", False)
+
+
+def test_an_answer_may_stand_on_the_next_line_or_be_bold() -> None:
+    for reply in (
+        "Relevant: 1\nAnswer:  \nParis",
+        "Relevant: 1\n**Answer:** **Paris**",
+        "Relevant: 1\n**Answer: Paris**",
+    ):
+        answer = read(reply)
+        assert (answer.text, answer.well_formed) == ("Paris", True)
 
 
 def test_only_the_first_line_of_an_answer_counts() -> None:

@@ -70,12 +70,6 @@ WEDNESDAY = datetime(2023, 5, 10, 21, 30)
         ("a year ago", "2022"),
         ("twelve years ago", "2011"),
         # counted ahead
-        ("in three days", "13 May 2023"),
-        ("in a week", "the week after 10 May 2023"),
-        ("in 2 weeks", "2 weeks after 10 May 2023"),
-        ("in eight months", "January 2024"),
-        ("in a year", "2024"),
-        ("in a couple of years", "2025"),
     ],
 )
 def test_a_phrase_keeps_its_words_and_gets_its_date(phrase: str, date: str) -> None:
@@ -99,9 +93,8 @@ def test_months_and_years_are_crossed(at: datetime, phrase: str, date: str) -> N
 
 
 def test_every_phrase_of_a_text_gets_its_own_date() -> None:
-    assert absolute_dates("Yesterday we met, tomorrow we leave; see you in two weeks!", WEDNESDAY) == (
-        "Yesterday (9 May 2023) we met, tomorrow (11 May 2023) we leave; "
-        "see you in two weeks (2 weeks after 10 May 2023)!"
+    assert absolute_dates("Yesterday we met, tomorrow we leave; see you next month!", WEDNESDAY) == (
+        "Yesterday (9 May 2023) we met, tomorrow (11 May 2023) we leave; see you next month (June 2023)!"
     )
 
 
@@ -109,6 +102,8 @@ def test_every_phrase_of_a_text_gets_its_own_date() -> None:
     "text",
     [
         "yesterday's news",
+        "I read it in two days",
+        "once in a week",
         "yesterday’s news",
         "last week's party",
         "two days' work",

@@ -115,13 +115,13 @@ def test_a_text_of_a_million_characters_and_one_with_nul_are_kept_whole(tmp_path
 
 def test_a_turn_needs_only_its_speaker_and_its_text(tmp_path: Path) -> None:
     file = load_dialogues(written(tmp_path, {"speaker": "Ann", "text": "hi"}, {"speaker": "Bob", "text": "ho"}))
-    turns = (Turn("dialogue-1/session-1/1", "Ann", "hi"), Turn("dialogue-1/session-1/2", "Bob", "ho"))
-    assert file.dialogues == (Dialogue("dialogue-1", (Session("session-1", None, turns),)),)
+    turns = (Turn("mine/session-1/1", "Ann", "hi"), Turn("mine/session-1/2", "Bob", "ho"))
+    assert file.dialogues == (Dialogue("mine", (Session("session-1", None, turns),)),)
 
 
 def test_a_question_needs_only_its_text_and_its_answer(tmp_path: Path) -> None:
     file = load_dialogues(written(tmp_path, TURN, {"question": "Who?", "answer": "Ann"}))
-    assert file.questions == (Question("dialogue-1/q1", "dialogue-1", "Who?", "Ann", "all", (), None),)
+    assert file.questions == (Question("mine/q1", "mine", "Who?", "Ann", "all", (), None),)
 
 
 def test_blank_lines_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_questions_are_found_by_dialogue_in_file_order(tmp_path: Path) -> None:
 
 def test_an_unknown_dialogue_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     file = load_dialogues(written(tmp_path, TURN, {**TURN, "turn": "t2", "dialogue": "d2"}))
-    with pytest.raises(InputError, match="unknown dialogue 'd9', the file has: dialogue-1, d2"):
+    with pytest.raises(InputError, match="unknown dialogue 'd9', the file has: mine, d2"):
         file.dialogue("d9")
     with pytest.raises(InputError, match="unknown dialogue 'd9'"):
         file.questions_of(["d2", "d9"])

@@ -14,7 +14,7 @@ import pytest
 
 from memory_r1.bank import Bank, HashingEmbedder, Operation, OperationKind
 from memory_r1.dialogue import Dialogue, Session, Turn
-from memory_r1.errors import BankError, EndpointError, InputError, ReplyError
+from memory_r1.errors import BankError, EndpointError, InputError, PromptError, ReplyError
 from memory_r1.memory import (
     AddOnlyManager,
     Answer,
@@ -169,11 +169,26 @@ def test_progress_counts_turns_that_are_settled_or_failed(bank: Bank) -> None:
     assert steps == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_what_a_manager_skipped_is_reported(bank: Bank) -> None:
+def test_a_reply_that_names_nothing_that_exists_fails_its_turn_after_one_retry(bank: Bank) -> None:
     reply = '{"operations": [{"fact": 9, "op": "ADD", "id": null, "text": "x"}]}'
-    report = Memory(bank, manager=LLMManager(ScriptedPolicy([reply]))).remember(dialogue(["a"]))
-    assert report.skipped == ["ADD names fact 9, expected 1 to 1"]
-    assert (report.turns, len(report.noops)) == (1, 1)
+    report = Memory(bank, manager=LLMManager(ScriptedPolicy([reply, reply]))).remember(dialogue(["a"]))
+    assert [failure.reason for failure in report.failures] == ["ADD names fact 9, expected 1 to 1"]
+    assert (report.turns, len(bank.pending_turns())) == (0, 1)
+
+
+def test_a_prompt_that_cannot_be_completed_fails_its_turn_and_no_other(bank: Bank) -> None:
+    class Refusing(ScriptedPolicy):
+        def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+            if "poison" in prompts[0][-1]["content"]:
+                raise PromptError("the model refused")
+            return super().complete(prompts, sampling)
+
+    policy = Refusing(lambda prompt: NOOP_REPLY)
+    report = Memory(bank, manager=LLMManager(policy), extractor=TurnExtractor(turns_at_once=1)).remember(
+        dialogue(["a", "poison", "c"])
+    )
+    assert [failure.reason for failure in report.failures] == ["the model refused"]
+    assert (report.turns, [turn.text for turn in bank.pending_turns()]) == (2, ["poison"])
 
 
 def test_operations_name_the_policy_that_decided_them(bank: Bank) -> None:

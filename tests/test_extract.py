@@ -156,12 +156,14 @@ def test_control_characters_and_half_emojis_do_not_reach_the_prompt() -> None:
     assert user_message(policy.prompts[0]) == "1. Ann: a b [2J c d"
 
 
-def test_a_very_long_turn_is_cut_in_the_prompt_and_says_so() -> None:
-    policy = ScriptedPolicy([reply()])
+def test_a_long_turn_is_shown_whole_and_a_megabyte_cut_with_an_ellipsis() -> None:
+    policy = ScriptedPolicy([reply(), reply()])
+    LLMExtractor(policy).extract([Turn("t1", "Ann", "x" * 20_000, None)])
+    assert user_message(policy.prompts[0]).count("x") == 20_000
     LLMExtractor(policy).extract([Turn("t1", "Ann", "x" * 1_000_000, None)])
-    content = user_message(policy.prompts[0])
+    content = user_message(policy.prompts[1])
     assert content.endswith("x…")
-    assert len(content) < 2100
+    assert len(content) < 100_100
 
 
 @pytest.mark.parametrize(

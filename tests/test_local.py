@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import Naive
-from memory_r1.errors import InputError, ModelError
+from memory_r1.errors import ModelError, PromptError
 from memory_r1.policy.base import Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy
 
@@ -102,10 +102,10 @@ def test_end_ids_are_the_tokenizers_and_the_models(tiny_folder: Path, save_tiny:
 # What is refused
 
 
-def test_a_prompt_too_long_for_the_model_is_an_input_error_with_the_numbers(save_tiny: Callable[..., Path]) -> None:
+def test_a_prompt_too_long_for_the_model_is_a_prompt_error_with_the_numbers(save_tiny: Callable[..., Path]) -> None:
     policy = LocalPolicy(save_tiny(max_position_embeddings=64), device="cpu")
     assert policy.complete([ask("short")], Sampling(8))
-    with pytest.raises(InputError, match=r"prompt 2 has \d+ tokens and its reply up to 8, but tiny holds 64: "):
+    with pytest.raises(PromptError, match=r"prompt 2 has \d+ tokens and its reply up to 8, but tiny holds 64: "):
         policy.complete([ask("short"), ask("long " * 30)], Sampling(8))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
 from memory_r1.bank import Bank, Entry, HashingEmbedder, Operation
-from memory_r1.errors import ReplyError
+from memory_r1.errors import ConflictError, ReplyError
 from memory_r1.memory import AddOnlyManager, Decision, Fact, LLMManager, MemoryManager
 from memory_r1.memory.manage import manager_prompt, parse_decision, related_entries
 from memory_r1.policy import ScriptedPolicy
@@ -136,27 +137,36 @@ def test_a_fact_that_no_item_names_needs_nothing(related: list[Entry]) -> None:
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
-        (item(1, "UPDATE", 2, "x"), "UPDATE names memory 2, expected one of 2 memories, counted from 0"),
-        (item(1, "DELETE", -1), "DELETE names memory -1, expected one of 2 memories, counted from 0"),
-        (item(1, "DELETE", None), "DELETE names memory None, expected one of 2 memories, counted from 0"),
-        (item(1, "DELETE", "e1"), "DELETE names memory 'e1', expected one of 2 memories, counted from 0"),
-        (item(1, "DELETE", True), "DELETE names memory True, expected one of 2 memories, counted from 0"),
-        (item(1, "DELETE", 0.0), "DELETE names memory 0.0, expected one of 2 memories, counted from 0"),
+        (item(1, "UPDATE", 2, "x"), "UPDATE names id 2, expected one of 2 entries, from 0"),
+        (item(1, "DELETE", -1), "DELETE names id -1, expected one of 2 entries, from 0"),
+        (item(1, "DELETE", None), "DELETE names id None, expected one of 2 entries, from 0"),
+        (item(1, "DELETE", "e1"), "DELETE names id 'e1', expected one of 2 entries, from 0"),
+        (item(1, "DELETE", True), "DELETE names id True, expected one of 2 entries, from 0"),
+        (item(1, "DELETE", 0.0), "DELETE names id 0.0, expected one of 2 entries, from 0"),
         (item(0, "ADD", None, "x"), "ADD names fact 0, expected 1 to 2"),
         (item(3, "NOOP"), "NOOP names fact 3, expected 1 to 2"),
         (item(None, "ADD", None, "x"), "ADD names fact None, expected 1 to 2"),
     ],
 )
-def test_an_item_that_names_nothing_that_exists_is_skipped_and_said_so(
+def test_an_item_that_names_nothing_that_exists_is_an_error_and_no_noop(
     related: list[Entry], odd: object, said: str
 ) -> None:
-    assert decided(related, odd) == Decision(NOOPS, (said,))
+    with pytest.raises(ReplyError, match=re.escape(said)):
+        decided(related, odd)
 
 
-def test_the_second_item_on_one_memory_is_skipped_and_said_so(related: list[Entry]) -> None:
-    decision = decided(related, item(1, "UPDATE", 0, "Ann has a dog"), item(2, "DELETE", 0))
-    assert [(o.kind.value, o.entry_id) for o in decision.operations] == [("UPDATE", "e1"), ("NOOP", None)]
-    assert decision.skipped == ("DELETE for fact 2 changes a memory that an earlier item changed",)
+def test_several_items_may_change_one_entry_in_order(bank: Bank, related: list[Entry]) -> None:
+    decision = decided(related, item(1, "UPDATE", 0, "Ann has a dog"), item(2, "UPDATE", 0, "Ann has a dog, Rex"))
+    bank.apply(decision.operations)
+    assert bank.get("e1").text == "Ann has a dog, Rex"
+    assert [version.version for version in bank.history("e1")] == [1, 2, 3]
+    with pytest.raises(ConflictError):
+        bank.apply(decision.operations)
+
+
+def test_what_an_item_deleted_cannot_be_changed_by_the_next(related: list[Entry]) -> None:
+    with pytest.raises(ReplyError, match="UPDATE for fact 2 changes what an earlier item deleted"):
+        decided(related, item(1, "DELETE", 0), item(2, "UPDATE", 0, "Ann has a dog"))
 
 
 @pytest.mark.parametrize(

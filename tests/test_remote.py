@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from memory_r1.errors import EndpointError, InputError, PolicyError
+from memory_r1.errors import EndpointError, InputError, PolicyError, PromptError
 from memory_r1.policy.base import Message, Policy, Sampling
 from memory_r1.policy.remote import RemotePolicy
 
@@ -285,9 +285,6 @@ def test_a_silent_server_times_out(endpoint: Endpoint) -> None:
         (Response({"choices": None}), "expected text in choices"),
         (Response({"error": {"message": "upstream died"}}), "upstream died"),
         (reply(None), "expected text in choices"),
-        (reply(None, finish="length"), "raise max_tokens"),
-        (reply(None, refusal="I cannot help with that"), "the model refused: I cannot help with that"),
-        (reply("half a", finish="content_filter"), "content filter"),
         (Response({"choices": [{"message": {"content": [{"type": "text"}]}}]}), "expected text in choices"),
     ],
 )
@@ -297,6 +294,30 @@ def test_an_answer_without_text_is_an_error_not_an_empty_completion(
     endpoint.script(response)
     assert re.search(complaint, str(failure(RemotePolicy("tiny", endpoint.url))))
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("response", "complaint"),
+    [
+        (reply(None, finish="length"), "raise max_tokens"),
+        (reply(None, refusal="I cannot help with that"), "the model refused: I cannot help with that"),
+        (reply("half a", finish="content_filter"), "content filter"),
+        (Response({"error": {"message": "maximum context length is 4096"}}, status=400), "maximum context length"),
+        (Response({"error": {"message": "prompt too long"}}, status=400), "prompt too long"),
+        (Response({"error": {"message": "payload"}}, status=413), "HTTP 413"),
+    ],
+)
+def test_a_prompt_that_is_refused_is_told_from_an_endpoint_that_fails(
+    endpoint: Endpoint, response: Response, complaint: str
+) -> None:
+    endpoint.script(response)
+    with pytest.raises(PromptError, match=complaint):
+        ask(RemotePolicy("tiny", endpoint.url))
+
+
+def test_half_an_emoji_becomes_a_replacement_character(endpoint: Endpoint) -> None:
+    endpoint.script(reply("a \ud83d b"))
+    assert ask(RemotePolicy("tiny", endpoint.url)) == "a \ufffd b"
 
 
 def test_a_long_answer_is_cut_in_the_message(endpoint: Endpoint) -> None:
@@ -358,9 +379,9 @@ def test_threads_that_meet_the_refusal_together_agree_on_the_same_format(endpoin
 
 
 def test_a_refusal_about_something_else_is_an_error_and_changes_nothing(endpoint: Endpoint) -> None:
-    endpoint.script(refused("context length exceeded"), reply("ok"))
+    endpoint.script(refused("quota exceeded"), reply("ok"))
     policy = RemotePolicy("tiny", endpoint.url)
-    with pytest.raises(EndpointError, match="context length exceeded"):
+    with pytest.raises(EndpointError, match="quota exceeded"):
         ask(policy, sampling=Sampling(schema=SCHEMA))
     ask(policy, sampling=Sampling(schema=SCHEMA))
     assert endpoint.formats() == ["json_schema", "json_schema"]

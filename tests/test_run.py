@@ -90,7 +90,7 @@ def test_each_dialogue_has_its_own_bank_whose_scope_is_its_id() -> None:
         "a": ("a", ["dog"]),
         "b": ("b", ["cat", "hen"]),
     }
-    assert steps == [(1, 2), (2, 2)]
+    assert steps == [(1, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])

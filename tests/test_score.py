@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,8 +41,9 @@ def predicted(
     category: str = "2",
     evidence: tuple[str, ...] = ("D1:1", "D1:2"),
     failure: str | None = None,
+    rules: Literal["plain", "locomo"] = "locomo",
 ) -> Prediction:
-    question = Question(name, "conv-1", "When?", gold, category, evidence)
+    question = Question(name, "conv-1", "When?", gold, category, evidence, rules=rules)
     return Prediction(question, answer, (KITE, CATS, ROME), (KITE, ROME), 100, 1, 0.5, failure)
 
 
@@ -78,6 +80,11 @@ def test_a_failure_scores_zero_and_is_counted() -> None:
 def test_the_category_of_a_question_chooses_its_locomo_f1() -> None:
     assert score(predicted("no", "no; she moved", category="3"))["f1_locomo"] == 1.0
     assert score(predicted("no", "no; she moved", category="4"))["f1_locomo"] == 0.5
+
+
+def test_a_users_own_category_named_like_locomos_has_no_rules() -> None:
+    assert score(predicted("Paris", "Paris", category="5", rules="plain"))["f1_locomo"] == 1.0
+    assert score(predicted("no", "no; she moved", category="3", rules="plain"))["f1_locomo"] == 0.5
 
 
 def test_means_are_over_questions_and_by_category() -> None:

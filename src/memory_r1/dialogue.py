@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from memory_r1.errors import DialogueError, InputError
 
@@ -65,7 +65,8 @@ class Dialogue:
 class Question:
     """A question about a dialogue, with its gold answer.
 
-    `evidence` holds the ids of the turns the answer rests on, where known; `category` is the data set's own label.
+    `evidence` holds the ids of the turns the answer rests on, where known; `category` is the data set's own label, and
+    `rules` says whether LoCoMo's scoring rules for its categories apply.
     """
 
     id: str
@@ -75,6 +76,7 @@ class Question:
     category: str = "all"
     evidence: tuple[str, ...] = ()
     asked_at: datetime | None = None
+    rules: Literal["plain", "locomo"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def load_dialogues(path: Path | str) -> DialogueFile:
         DialogueError: the file is missing, not UTF-8, empty, or a line breaks the schema; names line and field.
     """
     path = Path(path)
-    builder = _Builder()
+    builder = _Builder(path.stem or "dialogue")
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -215,13 +217,14 @@ class _Record:
 class _Builder:
     """Collects lines into dialogues; sessions keep the order in which the file first names them."""
 
+    default: str  # name of the dialogue where a line gives none
     sessions: dict[str, dict[str, list[Turn]]] = field(default_factory=dict)
     times: dict[tuple[str, str], datetime | None] = field(default_factory=dict)
     turn_places: dict[str, str] = field(default_factory=dict)
     questions: list[tuple[Question, str]] = field(default_factory=list)
 
     def add_turn(self, record: _Record) -> None:
-        dialogue, session = record.text("dialogue", "dialogue-1"), record.text("session", "session-1")
+        dialogue, session = record.text("dialogue", self.default), record.text("session", "session-1")
         at = self._session_time(record, dialogue, session)
         turns = self.sessions.setdefault(dialogue, {}).setdefault(session, [])
         turn_id = record.text("turn", f"{dialogue}/{session}/{len(turns) + 1}")
@@ -240,7 +243,7 @@ class _Builder:
         return known
 
     def add_question(self, record: _Record) -> None:
-        dialogue = record.text("dialogue", "dialogue-1")
+        dialogue = record.text("dialogue", self.default)
         question = Question(
             id=record.text("id", f"{dialogue}/q{len(self.questions) + 1}"),
             dialogue_id=dialogue,

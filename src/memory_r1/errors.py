@@ -10,7 +10,8 @@
     │   └── ConflictError      decided on a version that is no longer the live one
     ├── PolicyError
     │   ├── ModelError         a model that is not installed, not a model, or cannot be loaded
-    │   ├── EndpointError      an endpoint that is down, refuses, or answers nonsense
+    │   ├── EndpointError      an endpoint that is down, rejects requests, or answers nonsense
+    │   ├── PromptError        this one prompt cannot be completed: too long, refused, filtered
     │   └── ReplyError         a completion that does not parse
     └── TrainingError          a run that cannot start, go on or resume
 
@@ -61,6 +62,10 @@ class ModelError(PolicyError):
 
 class EndpointError(PolicyError):
     """A remote endpoint is down, refuses the request, or answers something that is not a completion."""
+
+
+class PromptError(PolicyError):
+    """This prompt cannot be completed (too long, refused, filtered); the policy may well complete others."""
 
 
 class ReplyError(PolicyError):

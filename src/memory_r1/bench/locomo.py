@@ -164,6 +164,7 @@ class _Sample:
 
     def _question(self, fields: Mapping[str, Any], category: str, name: str) -> Question:
         return Question(
+            rules="locomo",
             id=name,
             dialogue_id=self.dialogue.id,
             text=_field(fields, "question", str, name),

@@ -21,7 +21,7 @@ from typing import Any
 from memory_r1.bank import Bank, Embedder
 from memory_r1.bench.score import Prediction, Summary, score
 from memory_r1.dialogue import Dialogue, Question, Turn
-from memory_r1.errors import InputError
+from memory_r1.errors import InputError, PromptError, ReplyError
 from memory_r1.memory import Extractor, Fact, Memory
 from memory_r1.memory.answer import Answer, AnswerSettings
 from memory_r1.policy.base import Policy
@@ -48,14 +48,29 @@ def remember_all(
     embedder: Embedder | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Bank]:
-    """A bank in memory for each dialogue, filled by the ADD-only manager; keyed by dialogue id."""
+    """A bank in memory for each dialogue, filled by the ADD-only manager; keyed by dialogue id. Progress in turns.
+
+    Raises:
+        PolicyError: some turns could not be remembered, so that every score over them would mislead.
+    """
     banks: dict[str, Bank] = {}
+    total, settled = sum(len(dialogue.turns) for dialogue in dialogues), 0
     for dialogue in dialogues:
         bank = Bank.open(":memory:", scope=dialogue.id, embedder=embedder)
-        Memory(bank, extractor=extractor(dialogue)).remember(dialogue)
+        before = settled
+
+        def step(done: int, _: int, before: int = before) -> None:
+            if progress:
+                progress(before + done, total)
+
+        report = Memory(bank, extractor=extractor(dialogue)).remember(dialogue, step)
+        if report.failures:
+            first = report.failures[0]
+            raise ReplyError(
+                f"{dialogue.id}: {len(report.failures)} parts failed, first {first.turn_ids}: {first.reason}"
+            )
+        settled += len(dialogue.turns)
         banks[dialogue.id] = bank
-        if progress:
-            progress(len(banks), len(dialogues))
     return banks
 
 
@@ -83,13 +98,23 @@ def predict(
         asked, memory = list(group), Memory(banks[dialogue_id], policy, settings=settings)
         for start in range(0, len(asked), batch):
             part = asked[start : start + batch]
-            began = time.perf_counter()
-            answers = memory.ask_all([question.text for question in part])
-            seconds = (time.perf_counter() - began) / len(part)
-            predictions += [_prediction(q, answer, seconds) for q, answer in zip(part, answers, strict=True)]
+            predictions += _predicted(memory, part)
             if progress:
                 progress(len(predictions), len(questions))
     return predictions
+
+
+def _predicted(memory: Memory, questions: Sequence[Question]) -> list[Prediction]:
+    """One batch; when the policy cannot complete one of its prompts, each is asked alone and that one fails."""
+    began = time.perf_counter()
+    try:
+        answers = memory.ask_all([question.text for question in questions])
+    except PromptError as error:
+        if len(questions) > 1:
+            return [prediction for question in questions for prediction in _predicted(memory, [question])]
+        return [Prediction(questions[0], "", (), (), 0, 1, time.perf_counter() - began, str(error))]
+    seconds = (time.perf_counter() - began) / len(questions)
+    return [_prediction(question, answer, seconds) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _prediction(question: Question, answer: Answer, seconds: float) -> Prediction:
@@ -111,7 +136,7 @@ def save_results(
     folder: Path, config: object, data: Mapping[str, str], summary: Summary, predictions: Sequence[Prediction]
 ) -> Path:
     """Write results.json: what was run, on what, with which versions, the summary, and every prediction."""
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_folder(folder)
     content = {
         **provenance(config),
         "data": dict(data),
@@ -122,6 +147,17 @@ def save_results(
     text = json.dumps(content, ensure_ascii=False, indent=1)
     path.write_bytes(text.encode(errors="backslashreplace"))  # half an emoji in a reply becomes JSON's own escape
     return path
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder for results, before the minutes of making them; raises InputError where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a folder for results") from error
 
 
 def provenance(config: object) -> dict[str, Any]:

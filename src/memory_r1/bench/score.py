@@ -76,11 +76,12 @@ def score(prediction: Prediction) -> dict[str, float]:
 
 def _answer_scores(prediction: Prediction) -> dict[str, float]:
     answer, gold = prediction.answer, prediction.question.answer
+    category = prediction.question.category if prediction.question.rules == "locomo" else None
     return {
         "exact_match": metrics.exact_match(answer, gold),
         "typed": metrics.typed(answer, gold),
         "f1_mem0": metrics.f1_mem0(answer, gold),
-        "f1_locomo": metrics.f1_locomo(answer, gold, prediction.question.category),
+        "f1_locomo": metrics.f1_locomo(answer, gold, category),
         "bleu1": metrics.bleu1(answer, gold),
         "groundedness": metrics.groundedness(answer, map(_dated, prediction.distilled)),
     }

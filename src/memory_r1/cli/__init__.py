@@ -28,7 +28,8 @@ Verb = (
 
 DESCRIPTION = """A long-term memory for LLM agents, trained by outcome-driven RL.
 
-Exit codes: 0 done; 1 done in part (some turns failed and stay pending); 2 bad input, nothing changed.
+Exit codes: 0 done; 1 done in part (some turns failed and stay pending); 2 refused: bad input, or a model that
+is down; nothing is lost or half-written.
 Every verb has an example in its own help: memory-r1 ask --help"""
 
 

@@ -59,7 +59,7 @@ class Demo:
         _print_samples(before, after)
         _print_scores({"untrained": before, "warm start": warm, "and GRPO": after})
         print(f"\nThe trained adapter: {adapter}   curves: {self.out / 'curves.png'}")
-        print("Try it:")
+        print("Try it (. .venv/bin/activate):")
         print(f"  memory-r1 remember {example_path()} --dialogue {UNSEEN} --bank {self.out / 'memory.db'}")
         print(f'  memory-r1 ask "Who lives with Hanna?" --bank {self.out / "memory.db"} --adapter {adapter}')
         return 0

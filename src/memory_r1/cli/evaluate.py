@@ -46,11 +46,15 @@ class _Eval:
     """print the summary as JSON"""
 
     def _evaluate(self, dataset: Dataset, part: str, title: str) -> int:
-        from memory_r1.bench.run import remember_all
+        from memory_r1.bench.run import claim_folder, remember_all
 
         for flag, value in (("limit", self.limit), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{flag} is {value}, expected at least 1")
+        if self.recall and self.out:
+            raise InputError("--recall prints its figures and writes no results: leave --out out")
+        if self.out:
+            claim_folder(self.out)
         dialogues, questions = dataset.select(part)
         questions = questions[: self.limit]
         # made before the minutes of remembering, so that a wrong flag is refused at once
@@ -65,11 +69,12 @@ class _Eval:
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
         from memory_r1.bench.score import evidence_recall_at
 
+        asked = sum(bool(question.evidence) for question in questions)
         recalls = evidence_recall_at(lambda q, k: banks[q.dialogue_id].search(q.text, k=k), questions)
         if self.json:
-            print_json({"questions": len(questions), "evidence_recall": recalls})
+            print_json({"questions": asked, "evidence_recall": recalls})
             return 0
-        print(f"{title}: evidence recall over {len(questions)} questions")
+        print(f"{title}: evidence recall over {asked} questions")
         print("  ".join(f"@{k} {100 * recall:.1f}" for k, recall in recalls.items()))
         return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +42,7 @@ class ModelFlags:
     model: str | None = None
     """a folder, .gguf file or hub id; with --base-url the endpoint's name for it; default: the embedded small model"""
     base_url: str | None = None
-    """an OpenAI-compatible endpoint; the key comes from MEMORY_R1_API_KEY or OPENAI_API_KEY"""
+    """an OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL; the key: MEMORY_R1_API_KEY or OPENAI_API_KEY"""
     adapter: Path | None = None
     """an adapter that memory-r1 train wrote, for a local model"""
 
@@ -49,11 +50,12 @@ class ModelFlags:
         """The policy these flags name."""
         from memory_r1.policy import LocalPolicy, RemotePolicy
 
-        if self.base_url is None:
+        base_url = self.base_url or os.environ.get("MEMORY_R1_BASE_URL")
+        if not base_url:
             return LocalPolicy(self.model, adapter=self.adapter)
         if self.model is None or self.adapter is not None:
-            raise InputError("--base-url needs --model NAME, and takes no --adapter")
-        return RemotePolicy(self.model, base_url=self.base_url)
+            raise InputError(f"the endpoint {base_url} needs --model NAME, and takes no --adapter")
+        return RemotePolicy(self.model, base_url=base_url)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import tyro
 
 from memory_r1.cli.flags import BankFlags, ModelFlags
 from memory_r1.cli.show import print_json, progress
+from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank
@@ -43,6 +44,8 @@ class Remember:
         """0 when every turn was settled, 1 when some failed and stay pending."""
         from memory_r1.dialogue import load_dialogues
 
+        if self.model != ModelFlags() and "llm" not in (self.manager, self.extract):
+            raise InputError("a model is named, but neither --manager llm nor --extract llm asks it anything")
         file = load_dialogues(self.file)
         dialogues = file.dialogues if self.dialogue is None else (file.dialogue(self.dialogue),)
         policy = self.model.policy() if "llm" in (self.manager, self.extract) else None  # refused before a bank is made
@@ -66,10 +69,8 @@ class Remember:
     def _print(self, report: RememberReport) -> None:
         if self.json:
             failures = [{"turns": failure.turn_ids, "reason": failure.reason} for failure in report.failures]
-            print_json({**report.counts(), "failures": failures, "skipped": report.skipped})
+            print_json({**report.counts(), "failures": failures})
             return
         print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.counts().items()))
-        for skipped in report.skipped:
-            print(f"left out of a reply: {skipped}")
         for failure in report.failures:
             print(f"still pending: {', '.join(failure.turn_ids)}: {failure.reason}")

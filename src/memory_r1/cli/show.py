@@ -52,8 +52,8 @@ def _bar(title: str) -> Iterator[Step]:
 
 
 def _lines(title: str, every_s: float = 10.0) -> Step:
-    began = time.monotonic()
-    last = -every_s
+    print(f"{title} ...", file=sys.stderr)
+    began, last = time.monotonic(), 0.0
 
     def step(done: int, total: int, remark: str = "") -> None:
         nonlocal last

@@ -53,7 +53,9 @@ class Train:
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
             return 0
-        print(f"adapter: {adapter}\ncurves: {curves}\nuse it: memory-r1 eval own --data FILE --adapter {adapter}")
+        base = f"--model {self.model} " if self.model else ""
+        use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
+        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 eval own --data OTHER.jsonl {use}")
         return 0
 
 

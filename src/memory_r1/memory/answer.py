@@ -123,7 +123,7 @@ def answer_reply(numbers: Sequence[int], answer: str, settings: AnswerSettings) 
     return f"Relevant: {', '.join(map(str, numbers)) or 'none'}\nAnswer: {one_line(answer)}"
 
 
-_ANSWER = re.compile(r"(?:\*\*)?answer:(?:\*\*)?[ \t]*(.*)", re.IGNORECASE)
+_ANSWER = re.compile(r"(?:\*\*)?answer:(?:\*\*)?\s*([^\n]*)", re.IGNORECASE)
 _RELEVANT = re.compile(r"(?:\*\*)?relevant:(?:\*\*)?((?:(?!answer:)[^\n])*)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 
@@ -138,7 +138,7 @@ def parse_answer(completion: Completion, entries: Sequence[Entry], settings: Ans
     numbers = [int(digits) for digits in _NUMBER.findall(head[1])] if head else []
     kept = dict.fromkeys(number for number in numbers if 1 <= number <= len(entries))
     return Answer(
-        text=(answer[1] if answer else reply).strip().removesuffix("**").rstrip(),
+        text=(answer[1] if answer else reply).strip("* \t\r\n"),
         distilled=tuple(entries[number - 1] for number in kept) if settings.distill else tuple(entries),
         retrieved=tuple(entries),
         well_formed=bool(answer and answer[1].strip()) and (bool(head) or not settings.distill),

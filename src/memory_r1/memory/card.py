@@ -20,22 +20,25 @@ def write_card(adapter: Path, base: str, settings: AnswerSettings) -> None:
     (adapter / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
-def read_card(adapter: Path) -> AnswerSettings:
+def read_card(adapter: Path, base: str | None = None) -> AnswerSettings:
     """The answer settings an adapter was trained with.
 
     Raises:
-        ModelError: the adapter has no card, is not for the answer agent, or was trained with another prompt format.
+        ModelError: the adapter has no card, is not for the answer agent, was trained with another prompt format, or
+            on another base model than `base`, where one is named.
     """
     path = adapter / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        agent, written, settings = card["agent"], card["format"], card["settings"]
+        agent, written, trained_on, settings = card["agent"], card["format"], card["base"], card["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{adapter}: no readable {CARD}, expected an adapter written by memory-r1 train") from error
     if (agent, written) != ("answer", FORMAT):
         raise ModelError(
             f"{adapter}: made for the {agent} agent with {written}, expected answer with {FORMAT}: train it again"
         )
+    if base not in (None, trained_on):
+        raise ModelError(f"{adapter}: trained on {trained_on}, got {base}: name its own base with --model")
     try:
         return AnswerSettings(**settings)
     except TypeError as error:
@@ -50,7 +53,7 @@ def default_settings(policy: Policy) -> AnswerSettings:
     """
     if isinstance(policy, LocalPolicy):
         if policy.adapter is not None:
-            return read_card(policy.adapter)
+            return read_card(policy.adapter, policy.base_name)
         if policy.embedded:
             return SMALL
         if (policy.source / CARD).is_file():  # a fully fine-tuned model carries its card itself

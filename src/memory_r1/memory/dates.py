@@ -2,7 +2,8 @@
 
 English phrases that name a day, week, weekend, month, season or year relative to the session. The words stay and the
 date is added behind them, at the precision of the phrase and no finer. Left out: vague phrases ("the other day",
-"recently", a bare "on Friday") and other languages, which stay as they are.
+"recently", a bare "on Friday"), "in two weeks", which is as often a duration, and other languages: they stay as they
+are.
 """
 
 from __future__ import annotations
@@ -67,24 +68,15 @@ def _period(match: re.Match[str], at: datetime) -> str | None:
 
 
 def _ago(match: re.Match[str], at: datetime) -> str | None:
-    return _counted(match, at, -1)
-
-
-def _ahead(match: re.Match[str], at: datetime) -> str | None:
-    return _counted(match, at, 1)
-
-
-def _counted(match: re.Match[str], at: datetime, sign: int) -> str | None:
     word, unit = match["count"].lower(), match["unit"].lower()
     count = int(word) if word.isdigit() else _NUMBERS[word]
     if unit == "day":
-        return _guarded(at, relativedelta(days=sign * count), day)
+        return _guarded(at, relativedelta(days=-count), day)
     if unit in ("week", "weekend"):
-        units = unit if count == 1 else f"{count} {unit}s"
-        return f"{'the ' if count == 1 else ''}{units} {'before' if sign < 0 else 'after'} {day(at)}"
+        return f"the {unit} before {day(at)}" if count == 1 else f"{count} {unit}s before {day(at)}"
     if unit == "month":
-        return _guarded(at, relativedelta(months=sign * count), "{:%B %Y}".format)
-    return _guarded(at, relativedelta(years=sign * count), "{:%Y}".format)
+        return _guarded(at, relativedelta(months=-count), "{:%B %Y}".format)
+    return _guarded(at, relativedelta(years=-count), "{:%Y}".format)
 
 
 def _guarded(at: datetime, shift: relativedelta, write: Callable[[datetime], str]) -> str | None:
@@ -121,5 +113,4 @@ _RULES = [
     _Rule(rf"{_WHICH} (?P<weekday>{'|'.join(_WEEKDAYS)})", _weekday),
     _Rule(rf"{_WHICH} (?P<unit>week|weekend|month|year|spring|summer|autumn|fall|winter)", _period),
     _Rule(rf"{_COUNT} (?P<unit>day|week|weekend|month|year)s? ago", _ago),
-    _Rule(rf"in {_COUNT} (?P<unit>day|week|month|year)s?", _ahead),
 ]

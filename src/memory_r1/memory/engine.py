@@ -14,7 +14,7 @@ from itertools import groupby
 
 from memory_r1.bank import Applied, Bank, OperationKind, StoredTurn
 from memory_r1.dialogue import Dialogue, Turn
-from memory_r1.errors import ConflictError, InputError, OperationError, ReplyError
+from memory_r1.errors import ConflictError, InputError, OperationError, PromptError, ReplyError
 from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
 from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor, TurnExtractor
@@ -41,14 +41,12 @@ class RememberReport:
     operations  applied ADD, UPDATE and DELETE
     noops       facts the bank already knew or that need nothing
     failures    turns that are still pending
-    skipped     parts of a manager's reply that named nothing that exists
     turns       turns settled
     """
 
     operations: list[Applied] = field(default_factory=list)
     noops: list[Applied] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
     turns: int = 0
 
     def counts(self) -> dict[str, int]:
@@ -142,12 +140,11 @@ class Memory:
                     return  # the other writer settled them all
                 if attempt == _ATTEMPTS:
                     report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
-            except (ReplyError, OperationError) as error:
+            except (ReplyError, PromptError, OperationError) as error:
                 report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
                 return
             else:
                 report.turns += len(turns)
-                report.skipped += decision.skipped
                 for one in applied:
                     (report.noops if one.kind is OperationKind.NOOP else report.operations).append(one)
                 return

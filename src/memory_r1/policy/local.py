@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal
 
-from memory_r1.errors import InputError, ModelError
+from memory_r1.errors import ModelError, PromptError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.policy.decode import Sampled, sample_groups
-from memory_r1.policy.embedded import embedded_model
+from memory_r1.policy.embedded import EMBEDDED_HUB_NAME, embedded_model
 from memory_r1.policy.gguf import unpacked
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ class LocalPolicy:
         return self.source.stem if self.source.suffix == ".gguf" else self.source.name
 
     @property
+    def hub_name(self) -> str:
+        """What other tools load the base by: its folder or hub id; the embedded model's is that of its original."""
+        return EMBEDDED_HUB_NAME if self.embedded else str(self.source)
+
+    @property
     def model(self) -> Any:
         """The loaded transformers (or PEFT) model, in eval mode.
 
@@ -106,9 +111,21 @@ class LocalPolicy:
         message or open another.
         """
         messages = [{"role": m["role"], "content": self._defused(m["content"])} for m in prompt]
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-            "input_ids"
-        ]
+        return self._templated(messages)
+
+    def _templated(self, messages: list[dict[str, str]]) -> list[int]:
+        from jinja2 import TemplateError
+
+        if not self.tokenizer.chat_template:
+            raise ModelError(f"{self.source}: has no chat template, expected an instruction-following model")
+        try:
+            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except TemplateError:  # some templates know no system role: its text then opens the first message
+            if messages[0]["role"] != "system":
+                raise
+            merged = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+            return self._templated([merged, *messages[2:]])
+        ids: list[int] = encoded["input_ids"]
         return ids
 
     def encode_reply(self, text: str) -> list[int]:
@@ -134,7 +151,7 @@ class LocalPolicy:
 
         Raises:
             ModelError: the model cannot be loaded.
-            InputError: a prompt with its completion exceeds the model's context.
+            PromptError: a prompt with its completion exceeds the model's context.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
         self._check_lengths(encoded, sampling.max_tokens)
@@ -169,7 +186,7 @@ class LocalPolicy:
         context = getattr(self.model.config, "max_position_embeddings", None)
         for number, ids in enumerate(encoded, start=1):
             if context is not None and len(ids) + max_tokens > context:
-                raise InputError(
+                raise PromptError(
                     f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
                     f"{context}: retrieve fewer entries (--k) or use a model with a longer context"
                 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from memory_r1.errors import EndpointError, InputError, PolicyError
+from memory_r1.errors import EndpointError, InputError, PolicyError, PromptError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -158,11 +158,12 @@ class RemotePolicy:
         text, finish = _dig(reply, "choices", 0, "message", "content"), _dig(reply, "choices", 0, "finish_reason")
         refusal = _dig(reply, "choices", 0, "message", "refusal")
         if refusal:
-            raise self._error(f"the model refused: {refusal}", "rephrase the text or use another model")
+            raise self._unanswered(f"the model refused: {refusal}", "rephrase the text or use another model")
         if finish == "content_filter":
-            raise self._error("its content filter stopped the completion", "rephrase the text or use another model")
+            raise self._unanswered("its content filter stopped the completion", "rephrase or use another model")
         if not isinstance(text, str) and finish == "length":
-            raise self._error("the token limit was reached before any text", "raise max_tokens or switch reasoning off")
+            what = "the token limit was reached before any text"
+            raise self._unanswered(what, "raise max_tokens or switch reasoning off")
         if not isinstance(text, str):
             got = json.dumps(reply, ensure_ascii=False)
             expected = "expected text in choices[0].message.content: check the base URL and the model"
@@ -175,7 +176,7 @@ class RemotePolicy:
             completion_tokens=_count(_dig(reply, "usage", "completion_tokens")),
         )
 
-    def _explain(self, error: openai.APIError) -> EndpointError:
+    def _explain(self, error: openai.APIError) -> PolicyError:
         import openai
 
         match error:
@@ -186,17 +187,26 @@ class RemotePolicy:
                 reason = str(error.__cause__ or "") or str(error)
                 what = f"cannot be reached ({reason}), attempts made: {self._attempts}"
                 return self._error(what, "check that the server runs and that the base URL is right")
+            case openai.APIStatusError() if _too_long(error):
+                what = f"HTTP {error.status_code}: {_said(error)}"
+                return self._unanswered(what, "retrieve fewer entries or use a model with a longer context")
             case openai.APIStatusError():
                 return self._error(f"HTTP {error.status_code}: {_said(error)}", _advice(error.status_code))
         return self._error(str(error), "check that it is an OpenAI-compatible endpoint")
 
+    def _unanswered(self, what: str, check: str) -> PromptError:
+        return PromptError(self._message(what, check))
+
     def _error(self, what: str, check: str) -> EndpointError:
+        return EndpointError(self._message(what, check))
+
+    def _message(self, what: str, check: str) -> str:
         """One line without secrets. To be raised `from None`: a server may have echoed the key into the cause."""
         for secret in self._secrets:
             what = what.replace(secret, "***")
         what = " ".join(what.split())
         what = what if len(what) <= 300 else f"{what[:300]}..."
-        return EndpointError(f"{self._model} at {self._address.url}: {what}; {check}")
+        return f"{self._model} at {self._address.url}: {what}; {check}"
 
 
 @dataclass(frozen=True)
@@ -309,6 +319,12 @@ def _dig(value: Any, *path: str | int) -> Any:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _too_long(error: openai.APIStatusError) -> bool:
+    """Whether the endpoint rejected the prompt for its length; endpoints say so in words alone."""
+    said = _said(error).lower()
+    return error.status_code == 413 or (error.status_code == 400 and ("context" in said or "too long" in said))
 
 
 def _said(error: openai.APIStatusError) -> str:

@@ -56,6 +56,9 @@ class GRPOSettings:
     scale_rewards: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("prompts", "update_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.group < 2:
             raise InputError(f"group is {self.group}, expected at least 2: a group of one has nothing to compare with")
         if self.temperature <= 0:

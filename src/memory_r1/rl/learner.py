@@ -109,7 +109,7 @@ class Learner:
     def save(self, folder: Path) -> None:
         """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
         if self.settings.lora_rank:
-            self.model.peft_config[_TRAINED].base_model_name_or_path = self.policy.base_name
+            self.model.peft_config[_TRAINED].base_model_name_or_path = self.policy.hub_name
             self.model.save_pretrained(str(folder), selected_adapters=[_TRAINED], save_embedding_layers=False)
         else:
             self.model.save_pretrained(str(folder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memory_r1.errors import InputError
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import decayed, iteration_batch
 from memory_r1.rl.types import Demonstration
@@ -29,6 +30,11 @@ class SFTSettings:
     batch: int = 8
     lr: float = 5e-4
     warmup: int = 3
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.shuffles < 0 or self.epochs < 0:
+            got = f"batch {self.batch}, shuffles {self.shuffles}, epochs {self.epochs}"
+            raise InputError(f"the warm start has {got}, expected at least 1, 0 and 0")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ same folder goes on from where it stopped. Left out: the memory manager's traini
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Literal
 
 from memory_r1.bank import Bank, Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
-from memory_r1.bench.run import plain, provenance, remember_all
+from memory_r1.bench.run import claim_folder, plain, provenance, remember_all
 from memory_r1.dialogue import Question
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
@@ -35,28 +36,33 @@ from memory_r1.rl.types import Demonstration
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything a run depends on beside the model and the data.
-
-    algo         grpo; sft stops after the warm start
-    train, val   parts of the data (a LoCoMo split, or dialogue ids separated by commas); val "" holds out
-                 `val_fraction` of the training questions, and a fraction of 0 does without val
-    extraction   what an entry is made of: the turn itself, the file's ready-made facts, or an LLM's facts
-    reward       what an answer earns (rl/reward.py); format_coef is taken off for a reply that left the format
-    """
+    """Everything a run depends on beside the model and the data; the same settings and seed give the same run."""
 
     algo: Literal["grpo", "sft"] = "grpo"
-    train: str = "train"
+    """grpo; sft stops after the warm start"""
+    train: str = "all"
+    """what to train on: all, or splits (LoCoMo's train, val, test) and dialogue ids, between commas"""
     val: str = ""
+    """what to check on and choose the best weights by; none of it may be trained on"""
     val_fraction: float = 0.0
-    extraction: Extraction = "turns"
+    """without val: the share of the training questions to hold out for it; 0 does without checks"""
+    extract: Extraction = "turns"
+    """what an entry is made of: the turn itself, the file's ready-made facts (LoCoMo), or facts the model writes"""
     reward: RewardName = "typed"
+    """what an answer earns, see docs/training.md"""
     format_coef: float = 0.0
+    """taken off the reward of a reply that left the format"""
     seed: int = 0
+    """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
 
 
 def train_answer_agent(
@@ -78,11 +84,11 @@ def train_answer_agent(
         TrainingError: the folder holds another run.
         InputError: the data has no part of that name, or too few questions.
     """
-    episodes, val = _episodes(dataset, settings, embedder)
+    episodes, val = _episodes(policy, dataset, settings, embedder)
     shown = _demonstrations(episodes, settings) if settings.warm_start.epochs > 0 else []
     if not shown and settings.algo == "sft":
         raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
-    _claim(out, dataset, settings)
+    _claim(out, policy, dataset, settings)
     learner = Learner(policy, settings.learner, seed=settings.seed)
 
     def evaluate() -> Metrics:
@@ -114,7 +120,7 @@ def greedy_reward(policy: LocalPolicy, episodes: Sequence[AnswerEpisode], max_to
 
 
 def _episodes(
-    dataset: Dataset, settings: TrainSettings, embedder: Embedder | None
+    policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, embedder: Embedder | None
 ) -> tuple[list[AnswerEpisode], list[AnswerEpisode]]:
     """Episodes to train on and to check on."""
     dialogues, questions = dataset.select(settings.train)
@@ -122,9 +128,12 @@ def _episodes(
     if settings.val:
         val_dialogues, held = dataset.select(settings.val)
         dialogues += [dialogue for dialogue in val_dialogues if dialogue not in dialogues]
+        shared = {question.id for question in questions}.intersection(question.id for question in held)
+        if shared:
+            raise InputError(f"{len(shared)} questions are both in train and in val, such as {min(shared)!r}")
     elif settings.val_fraction:
         questions, held = _hold_out(questions, settings.val_fraction, settings.seed)
-    banks = remember_all(dialogues, dataset.extractor(settings.extraction), embedder)
+    banks = remember_all(dialogues, dataset.extractor(settings.extract, policy), embedder)
     made = [_of_banks(banks, part, settings) for part in (questions, held)]
     if len(made[0]) < settings.grpo.prompts:
         raise InputError(f"{len(made[0])} questions to train on, expected at least {settings.grpo.prompts}")
@@ -160,18 +169,25 @@ def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[li
     return [q for i, q in enumerate(questions) if i not in held], [q for i, q in enumerate(questions) if i in held]
 
 
-def _claim(out: Path, dataset: Dataset, settings: TrainSettings) -> None:
+def _claim(out: Path, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> None:
     """Write config.json, or check that the one already there is the same run's."""
-    for part in filter(None, (settings.train, settings.val)):
-        dataset.select(part)  # an unknown part is refused before anything is written
-    config = {"settings": plain(settings), "data": {"path": str(dataset.path), "sha256": dataset.sha256}}
+    data = {"path": str(dataset.path), "sha256": dataset.sha256}
+    config = {"settings": plain(settings), "base": policy.base_name, "data": data}
     path = out / "config.json"
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if (kept["config"]["settings"], kept["config"]["data"]["sha256"]) != (config["settings"], dataset.sha256):
-            raise TrainingError(
-                f"{out} holds a run with other settings or data: resume it with its own, or name a new one"
-            )
+        if _identity(path) != (config["settings"], policy.base_name, dataset.sha256):
+            raise TrainingError(f"{out} holds another run (settings, base model or data differ): name a new folder")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
+    claim_folder(out)
+    partial = out / "config.json.partial"
+    partial.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _identity(path: Path) -> tuple[object, object, object]:
+    """What makes a run the same run, read from its config.json."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))["config"]
+        return config["settings"], config["base"], config["data"]["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path} is not the config of a training run: name a new folder") from error
