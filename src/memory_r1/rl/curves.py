@@ -24,7 +24,10 @@ def draw_curves(run: Path) -> Path:
     ]
     rows = max(1, -(-len(panels) // 3))
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")
-    for axes, (title, points) in zip(figure.subplots(rows, 3, squeeze=False).flat, panels, strict=False):
+    places = list(figure.subplots(rows, 3, squeeze=False).flat)
+    for empty in places[len(panels) :]:
+        empty.set_axis_off()
+    for axes, (title, points) in zip(places, panels, strict=False):
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("iteration", fontsize=8)
