@@ -262,7 +262,8 @@ def _with_adapter(model: Any, folder: Path) -> Any:
         raise ModelError("an adapter needs peft: pip install 'memory-r1[train]'") from error
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(model, str(folder))
+            # merged into the base: nothing here trains it, and a step then costs what the base alone costs
+            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: the adapter does not fit the model ({reason}): use the base it names") from error

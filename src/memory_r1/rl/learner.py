@@ -46,6 +46,8 @@ class Learner:
     def __init__(self, policy: LocalPolicy, settings: LearnerSettings, *, start: Path | None = None, seed: int = 0):
         import torch
 
+        if policy.adapter is not None:
+            raise TrainingError("the policy carries an adapter already: give the base alone, and the adapter as start")
         self.policy = policy
         self.settings = settings
         torch.manual_seed(seed)
