@@ -53,10 +53,13 @@ def _bar(title: str) -> Iterator[Step]:
 
 def _lines(title: str, every_s: float = 10.0) -> Step:
     print(f"{title} ...", file=sys.stderr)
-    began, last = time.monotonic(), 0.0
+    began, last, before = time.monotonic(), 0.0, 0
 
     def step(done: int, total: int, remark: str = "") -> None:
-        nonlocal last
+        nonlocal began, last, before
+        if done < before:  # a next stage counts from its own beginning
+            began, last = time.monotonic(), 0.0
+        before = done
         elapsed = time.monotonic() - began
         if done < total and elapsed - last < every_s:
             return
