@@ -83,7 +83,7 @@ class Demo:
 
         settings = replace(
             TrainSettings(train=TRAINED_ON, seed=self.seed),
-            warm_start=SFTSettings(epochs=1.0),
+            warm_start=SFTSettings(epochs=1.5),
             grpo=GRPOSettings(epochs_over_data=1.0),
             loop=LoopSettings(eval_every=0, checkpoint_every=2),
         )
