@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memory_r1.bank import Bank, Entry, HashingEmbedder, Operation
@@ -162,9 +162,12 @@ def test_any_reply_is_read(reply: str) -> None:
     assert not answer.well_formed or answer.text
 
 
-ANSWERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(one_line)
+ANSWERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(
+    lambda text: one_line(text) and "**" not in text  # the marks of bold type are dropped from an answer's ends
+)
 
 
+@example(numbers=[], text="*", distill=False)
 @settings(max_examples=200, deadline=None)
 @given(numbers=st.lists(st.sampled_from([1, 2, 3]), unique=True), text=ANSWERS, distill=st.booleans())
 def test_the_reply_that_is_taught_reads_as_it_was_meant(numbers: list[int], text: str, distill: bool) -> None:

@@ -61,7 +61,9 @@ class Demo:
         print(f"\nThe trained adapter: {adapter}   curves: {self.out / 'curves.png'}")
         print("Try it (. .venv/bin/activate):")
         print(f"  memory-r1 remember {example_path()} --dialogue {UNSEEN} --bank {self.out / 'memory.db'}")
-        print(f'  memory-r1 ask "How much did Ravi pay for his bike?" --bank {self.out / "memory.db"} --adapter {adapter}')
+        print(
+            f'  memory-r1 ask "How much did Ravi pay for his bike?" --bank {self.out / "memory.db"} --adapter {adapter}'
+        )
         return 0
 
     def _answer(self, dataset: Dataset, banks: Mapping[str, Bank], adapter: Path | None) -> list[Prediction]:

@@ -125,6 +125,7 @@ def answer_reply(numbers: Sequence[int], answer: str, settings: AnswerSettings) 
 
 _ANSWER = re.compile(r"(?:\*\*)?answer:(?:\*\*)?\s*([^\n]*)", re.IGNORECASE)
 _RELEVANT = re.compile(r"(?:\*\*)?relevant:(?:\*\*)?((?:(?!answer:)[^\n])*)", re.IGNORECASE)
+_BOLD = re.compile(r"^\*\*|\*\*$")
 _NUMBER = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 
 
@@ -137,10 +138,11 @@ def parse_answer(completion: Completion, entries: Sequence[Entry], settings: Ans
     head, answer = _RELEVANT.search(reply), _ANSWER.search(reply)
     numbers = [int(digits) for digits in _NUMBER.findall(head[1])] if head else []
     kept = dict.fromkeys(number for number in numbers if 1 <= number <= len(entries))
+    text = _BOLD.sub("", (answer[1] if answer else reply).strip()).strip()
     return Answer(
-        text=(answer[1] if answer else reply).strip("* \t\r\n"),
+        text=text,
         distilled=tuple(entries[number - 1] for number in kept) if settings.distill else tuple(entries),
         retrieved=tuple(entries),
-        well_formed=bool(answer and answer[1].strip()) and (bool(head) or not settings.distill),
+        well_formed=bool(answer and text) and (bool(head) or not settings.distill),
         completion=completion,
     )
