@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_r1.cli.show import progress
-from memory_r1.cli.train import remark
+from memory_r1.cli.train import reporter
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank
@@ -90,11 +90,7 @@ class Demo:
             loop=LoopSettings(eval_every=0, checkpoint_every=2),
         )
         with progress("training") as step:
-
-            def report(algorithm: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-                step(done, total, remark(algorithm, metrics))
-
-            adapter = train_answer_agent(LocalPolicy(), dataset, settings, self.out, report=report)
+            adapter = train_answer_agent(LocalPolicy(), dataset, settings, self.out, report=reporter(step))
         draw_curves(self.out)
         return adapter
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from memory_r1.cli.show import print_json, progress
+from memory_r1.cli.show import Step, print_json, progress
+from memory_r1.rl.loop import Report
 from memory_r1.rl.train import TrainSettings
 
 
@@ -44,11 +45,9 @@ class Train:
 
         dataset = load_dataset(self.data)
         with progress("training") as step:
-
-            def report(algorithm: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
-                step(done, total, remark(algorithm, metrics))
-
-            adapter = train_answer_agent(LocalPolicy(self.model), dataset, self.settings, self.out, report=report)
+            adapter = train_answer_agent(
+                LocalPolicy(self.model), dataset, self.settings, self.out, report=reporter(step)
+            )
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
@@ -59,7 +58,12 @@ class Train:
         return 0
 
 
-def remark(algorithm: str, metrics: Mapping[str, float]) -> str:
+def reporter(step: Step) -> Report:
+    """What the training loop calls after each iteration, shown as a step of the progress."""
+    return lambda algorithm, done, total, metrics: step(done, total, _remark(algorithm, metrics))
+
+
+def _remark(algorithm: str, metrics: Mapping[str, float]) -> str:
     """The metrics worth a line: what the loop reports, shortened."""
     shown = {
         name: f"{metrics[name]:.3f}"
