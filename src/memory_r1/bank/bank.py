@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +27,10 @@ from memory_r1.bank.operation import (
     OperationKind,
     StoredTurn,
 )
-from memory_r1.bank.plan import check, plan
+from memory_r1.bank.plan import check, check_read, plan
 from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
 from memory_r1.bank.store import FileStore
+from memory_r1.bank.undo import Restored, plan_restore, plan_undo
 from memory_r1.errors import BankError, InputError, UnknownEntryError
 
 _TEXTUAL = (OperationKind.ADD, OperationKind.UPDATE)
@@ -60,6 +62,7 @@ class Bank:
         self._searcher = searcher
         self._lock = lock  # one for a bank and all its forks: they share rows
         self._clock = clock
+        self._reset = store.last_reset()
 
     @classmethod
     def open(
@@ -95,8 +98,7 @@ class Bank:
         Costs what is changed in it, not what is stored: entries and vectors are shared. It reads vectors and turns
         that were not needed before from this bank's file, so keep this bank open while the fork is in use.
         """
-        with self._lock:
-            self._follow()
+        with self._reading():
             store = BranchStore.of(self._store)
             log = self._log.branch(source=store.vectors)
             return Bank(store, log, self.scope, self.embedder, self._searcher, self._lock, self._clock)
@@ -117,7 +119,12 @@ class Bank:
     # Writing
 
     def apply(
-        self, operations: Iterable[Operation], *, decided_by: str = "person", done: Iterable[str] = ()
+        self,
+        operations: Iterable[Operation],
+        *,
+        decided_by: str = "person",
+        done: Iterable[str] = (),
+        read: Iterable[Entry] = (),
     ) -> list[Applied]:
         """Do a batch in one transaction: the operations, their log lines and vectors, and the turns they settle.
 
@@ -127,6 +134,8 @@ class Bank:
             operations: in order; each may change entries that were live before the batch.
             decided_by: the policy with its version, or the person who decided.
             done: ids of pending turns that this batch settles; it may be empty of operations.
+            read: entries that the decision was made on. With them even a NOOP ("the bank says so already") is
+                refused when what it rests on has changed.
 
         Raises:
             ConflictError: decided on a version that is no longer live, or a turn was done before.
@@ -146,15 +155,53 @@ class Bank:
         vectors = self._embed(operations)  # before the transaction: nobody waits for a model
         with self._lock, self._store.transaction():
             self._follow()
-            seq, last = self._store.head()
-            at = self._now(last)
-            stamp = LoggedOperation(seq + 1, OperationKind.NOOP, at, decided_by)
+            check_read(self._log, read)
+            stamp = self._stamp(decided_by)
             planned = plan(self._log, operations, stamp)
-            self._store.finish_turns(done, at)
+            self._store.finish_turns(done, stamp.at)
             if vectors:
                 self._claim_embedder()
             self._store.append([line for line, _ in planned], _by_line(planned, vectors))
         return [applied for _, applied in planned]
+
+    def restore(self, entry_id: str, version: int | None = None, *, decided_by: str = "person") -> Applied:
+        """Make an old version of an entry the live one again, as a new version; a deleted entry becomes live again.
+
+        Args:
+            version: None is the version before the live one, or the last one of a deleted entry.
+
+        Raises:
+            UnknownEntryError: the scope never had this entry, or it has no such version.
+            ConflictError: another live entry says the same by now.
+            BankFileError: the file cannot be written.
+        """
+        _check_text("decided_by", decided_by)
+        with self._lock, self._store.transaction():
+            self._follow()
+            restored = plan_restore(self._log, entry_id, version, self._stamp(decided_by))
+            self._append_restored([restored])
+        return restored.applied
+
+    def undo(self, operation: int | None = None, *, decided_by: str = "person") -> list[Applied]:
+        """Take one batch back, all of it, by new versions; nothing is lost, and an undo can itself be undone.
+
+        The turns that the batch settled stay settled.
+
+        Args:
+            operation: the number of any of the batch's log lines; None is the last batch that changed something and
+                is neither an undo nor undone: called again, it goes further back.
+
+        Raises:
+            OperationError: there is nothing to undo, or no such operation, or it changed nothing.
+            ConflictError: it is undone already, or what it changed was changed since.
+            BankFileError: the file cannot be written.
+        """
+        _check_text("decided_by", decided_by)
+        with self._lock, self._store.transaction():
+            self._follow()
+            restored = plan_undo(self._log, operation, self._stamp(decided_by))
+            self._append_restored(restored)
+        return [one.applied for one in restored]
 
     def add_turns(self, turns: Iterable[StoredTurn]) -> list[StoredTurn]:
         """Store turns as pending, in one transaction; gives those that are new. An equal turn is stored once.
@@ -173,8 +220,7 @@ class Bank:
 
     def get(self, entry_id: str) -> Entry:
         """The live version of an entry; raises UnknownEntryError, for a deleted one too."""
-        with self._lock:
-            self._follow()
+        with self._reading():
             entry = self._log.live(entry_id)
         if entry is None:
             raise UnknownEntryError(
@@ -184,8 +230,7 @@ class Bank:
 
     def entries(self) -> list[Entry]:
         """Every live entry, in the order they were added; an UPDATE keeps its place."""
-        with self._lock:
-            self._follow()
+        with self._reading():
             return self._log.live_entries()
 
     def speakers(self) -> list[str]:
@@ -194,8 +239,7 @@ class Bank:
 
     def history(self, entry_id: str) -> list[Entry]:
         """Every version of an entry, oldest first, deleted or not; raises UnknownEntryError."""
-        with self._lock:
-            self._follow()
+        with self._reading():
             versions = self._log.versions(entry_id)
         if not versions:
             raise UnknownEntryError(
@@ -205,15 +249,13 @@ class Bank:
 
     def operations(self) -> list[LoggedOperation]:
         """The scope's operations log, oldest first."""
-        with self._lock:
-            self._follow()
+        with self._reading():
             return self._log.lines()
 
     def as_of(self, time: datetime) -> list[Entry]:
         """What the bank believed at this time, UTC where it names no zone; the order is that of `entries`."""
         moment = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-        with self._lock:
-            self._follow()
+        with self._reading():
             return self._log.live_at(moment)
 
     def turn(self, turn_id: str) -> StoredTurn:
@@ -242,8 +284,7 @@ class Bank:
 
     def stats(self) -> BankStats:
         """How much the scope holds."""
-        with self._lock:
-            self._follow()
+        with self._reading():
             kinds = Counter(line.kind for line in self._log.lines())
             return BankStats(
                 live=int(self._log.live_rows().sum()),
@@ -278,22 +319,43 @@ class Bank:
         if k < 1:
             raise InputError(f"k is {k}, expected at least 1")
         wanted = _search_mode(mode)
-        with self._lock:
-            self._follow()
+        with self._reading():
             if not self._log.live_rows(speaker).any():
                 return []
             self._check_embedder(wanted)
         query = None if wanted is SearchMode.BM25 else self._vectors_of([text])[0]
-        with self._lock:
-            self._follow()
+        with self._reading():
+            self._check_embedder(wanted)
             return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
 
     # Within
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Alone among the threads, caught up with the log, and with every read of the block from one moment."""
+        with self._lock, self._store.snapshot():
+            self._follow()
+            yield
+
     def _follow(self) -> None:
         """Catch up with the log, whoever wrote it."""
+        if not self._store.changed():
+            return
+        reset = self._store.last_reset()
+        if reset != self._reset:
+            self._log, self._reset = Log(source=self._store.vectors), reset
         for line in self._store.lines(after=self._log.position):
             self._log.append(line)
+
+    def _stamp(self, decided_by: str) -> LoggedOperation:
+        """The first line of a new batch, as far as all of its lines share it; only inside a transaction."""
+        seq, last = self._store.head()
+        return LoggedOperation(seq + 1, OperationKind.NOOP, self._now(last), decided_by, batch=seq + 1)
+
+    def _append_restored(self, restored: Sequence[Restored]) -> None:
+        """Write what brings old versions back, with the vectors they had; only inside a transaction."""
+        vectors = {one.line.seq: self._log.vector(one.source) for one in restored if one.source}
+        self._store.append([one.line for one in restored], vectors)
 
     def _now(self, last: datetime | None) -> datetime:
         """A time after the last line's, even if the clock went backwards."""
@@ -305,8 +367,7 @@ class Bank:
         places = [place for place, operation in enumerate(operations) if operation.kind in _TEXTUAL]
         if not places:
             return {}
-        with self._lock:
-            self._follow()
+        with self._reading():
             self._check_embedder(SearchMode.DENSE)
             texts = [self._searchable(operations[place]) for place in places]
         return dict(zip(places, self._vectors_of(texts), strict=True))

@@ -51,6 +51,19 @@ class BranchStore:
         """Nothing to guard: a write below refuses before it changes anything."""
         yield
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Nobody else writes here."""
+        yield
+
+    def changed(self) -> bool:
+        """Lines may have come; to look costs no more than to know."""
+        return True
+
+    def last_reset(self) -> int:
+        """A branch is never reset: it keeps what it left with."""
+        return 0
+
     def head(self) -> tuple[int, datetime | None]:
         """Number and time of the last log line."""
         return self._head

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
-from memory_r1.bank.column import Bools, Column, Floats
+from memory_r1.bank.column import Bools, Column, Floats, Rows
 from memory_r1.bank.operation import Entry, LoggedOperation, OperationKind
 from memory_r1.bank.postings import Postings
 from memory_r1.bank.vectors import Vectors, VectorSource
 
 _STILL_OPEN = np.iinfo(np.int64).max
+_EPOCH = datetime(1970, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Segment:
         """The vectors of the rows seen, (rows, D); there must be one."""
         return self.log.vectors.first(self.rows)
 
+    def places(self, rows: Rows) -> Rows:
+        """Where in this log those of the rows stand that it holds and the reader sees."""
+        return rows[(self.start <= rows) & (rows < self.stop)] - self.start
+
     def hides(self, row: int) -> LoggedOperation | None:
         """The line of this log that closed the row, if the reader sees that line."""
         line = self.log.closings.get(row)
@@ -64,6 +70,7 @@ class Log:
         self._openings: list[LoggedOperation] = []
         self._closed_at = Column(np.int64)
         self._closed_below: list[int] = []
+        self._said_at = Column(np.float64)  # seconds, NaN where it is not known
         self._speaker = Column(np.int32)
         self._speaker_codes: dict[str | None, int] = {}
         self._rows_of_id: dict[str, list[int]] = {}
@@ -118,6 +125,7 @@ class Log:
         self._rows_of_text.setdefault((line.speaker, line.text), []).append(self.stop)
         self._openings.append(line)
         self._closed_at.append(_STILL_OPEN)
+        self._said_at.append((line.said_at - _EPOCH).total_seconds() if line.said_at else np.nan)
         self._speaker.append(self._speaker_codes.setdefault(line.speaker, len(self._speaker_codes)))
 
     def lines(self) -> list[LoggedOperation]:
@@ -144,10 +152,29 @@ class Log:
         closing = self._closing(row)
         return self.opening(row).entry(valid_to=closing.at if closing else None)
 
+    def vector(self, entry: Entry) -> Floats:
+        """The vector (D,) of a version of an entry."""
+        row = next(row for row in self._rows(entry.id) if self.opening(row).version == entry.version)
+        segment = next(segment for segment in self.segments if row < segment.stop)
+        vector: Floats = segment.vectors[row - segment.start]
+        return vector
+
     def opening(self, row: int) -> LoggedOperation:
         """The line that opened this row."""
         segment = next(segment for segment in self.segments if row < segment.stop)
         return segment.log._openings[row - segment.start]
+
+    def said_at(self, rows: Rows) -> NDArray[np.float64]:
+        """When these ascending rows were said, in seconds, (N,); NaN where it is not known."""
+        return np.concatenate([segment.log._said_at.view[segment.places(rows)] for segment in self.segments])
+
+    def speakers(self, rows: Rows) -> list[str | None]:
+        """Whose these ascending rows are."""
+        speakers: list[str | None] = []
+        for segment in self.segments:
+            names = tuple(segment.log._speaker_codes)
+            speakers += [names[code] for code in segment.log._speaker.view[segment.places(rows)].tolist()]
+        return speakers
 
     def openings(self, start: int, stop: int) -> list[LoggedOperation]:
         """The lines that opened this log's own rows from `start` up to `stop`."""

@@ -120,13 +120,16 @@ class LoggedOperation:
     """One line of the operations log: what was done, complete enough to rebuild the entries from the log alone.
 
     seq          its number, ascending and unique in the bank file
-    kind         what was really done; an ADD that changed nothing is logged as NOOP
+    kind         what was really done; an ADD that changed nothing is logged as NOOP, and one of a known id restores
+                 that deleted entry
     at           when the bank did it, UTC; never earlier than the line before
     decided_by   the policy, with its version, or the person who decided it
     entry_id     the entry opened, replaced or closed; of a NOOP, the entry that made it one, if any
     version      the entry version that resulted (ADD, UPDATE) or was closed (DELETE)
     text, speaker, said_at   of the version that resulted; of a NOOP, what was asked for
     turn_ids     ADD, UPDATE: all the turns the entry was learnt from; else those of the operation
+    batch        the number of the first line of its batch: what was applied together
+    undoes       the batch that this line undoes, if it is part of an undo
     """
 
     seq: int
@@ -139,6 +142,8 @@ class LoggedOperation:
     speaker: str | None = None
     said_at: datetime | None = None
     turn_ids: tuple[str, ...] = ()
+    batch: int = 0
+    undoes: int | None = None
 
     def entry(self, valid_to: datetime | None = None) -> Entry:
         """The entry version that this ADD or UPDATE opened."""

@@ -8,11 +8,12 @@ The rules, in one place:
 - UPDATE or DELETE decided on a version that is no longer live: ConflictError. Of an id that was never in this scope,
   or of a deleted entry when no version was named: UnknownEntryError.
 - Operations of one batch are taken in order, each on what those before it left.
+- A decision made on entries that are no longer live in the version read: ConflictError, whatever it decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from memory_r1.bank.log import Log
@@ -38,6 +39,17 @@ def plan(log: Log, operations: Sequence[Operation], stamp: LoggedOperation) -> l
         scratch.append(line)
         planned.append((line, Applied(operation, line.kind, _affected(scratch, line), line.seq)))
     return planned
+
+
+def check_read(log: Log, read: Iterable[Entry]) -> None:
+    """Refuse a decision when an entry that it was made on has changed since; raises ConflictError."""
+    for entry in read:
+        live = log.live(entry.id)
+        if live is None or live.version != entry.version:
+            raise ConflictError(
+                f"the decision was made on {entry.id} version {entry.version}, but {_now(live)}: "
+                "read it again and decide again"
+            )
 
 
 def check(operation: Operation) -> None:
@@ -98,14 +110,17 @@ def _target(log: Log, operation: Operation) -> Entry:
     if entry is not None and operation.version in (None, entry.version):
         return entry
     if operation.version is not None and log.versions(operation.entry_id):
-        now = f"version {entry.version} is live" if entry else "it is deleted"
         raise ConflictError(
             f"{operation.kind} of {operation.entry_id} was decided on version {operation.version}, "
-            f"but {now}: read it again and decide again"
+            f"but {_now(entry)}: read it again and decide again"
         )
     raise UnknownEntryError(
         f"{operation.kind} names {operation.entry_id!r}, expected the id of a live entry of this scope: see entries()"
     )
+
+
+def _now(live: Entry | None) -> str:
+    return f"version {live.version} is live" if live else "it is deleted"
 
 
 def _affected(log: Log, line: LoggedOperation) -> Entry | None:

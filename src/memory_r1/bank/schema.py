@@ -75,5 +75,41 @@ _FIRST = (
     "CREATE INDEX pending_turns ON turns (scope, number) WHERE done_at IS NULL",
 )
 
-MIGRATIONS = (_FIRST,)
+_GUARD_CHANGES = _FIRST[2]
+GUARD_DELETIONS = _FIRST[3]
+
+_SECOND = (
+    "ALTER TABLE operations ADD COLUMN batch INTEGER NOT NULL DEFAULT 0",  # the first line of the batch it came in
+    "ALTER TABLE operations ADD COLUMN undoes INTEGER",                    # the batch that this line undoes
+    "DROP TRIGGER operations_are_never_changed",
+    # until now the lines of a batch were those of one time: no two batches shared theirs
+    """
+    UPDATE operations SET batch = batches.first
+    FROM (SELECT seq, min(seq) OVER (PARTITION BY at) AS first FROM operations) AS batches
+    WHERE batches.seq = operations.seq
+    """,
+    _GUARD_CHANGES,
+    """
+    CREATE TABLE resets (                    -- events that no log line tells: who follows the log reads it anew
+        seq   INTEGER PRIMARY KEY,           -- numbered with the operations, so that no number is given out twice
+        cause TEXT NOT NULL CHECK (cause IN ('scope deleted', 're-embedded')),
+        at    TEXT NOT NULL                  -- ISO, UTC, microseconds
+    )
+    """,
+    """
+    CREATE TABLE next_vectors (              -- what re-embedding has made so far; takes the place of vectors when whole
+        seq    INTEGER PRIMARY KEY,
+        vector BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE next_embedder (             -- one row while the bank is being re-embedded: who makes them
+        only_one  INTEGER PRIMARY KEY DEFAULT 1 CHECK (only_one = 1),
+        name      TEXT NOT NULL,
+        dimension INTEGER NOT NULL
+    )
+    """,
+)  # fmt: skip
+
+MIGRATIONS = (_FIRST, _SECOND)
 """The statements of migration N stand at N - 1; `PRAGMA user_version` of a file is the last one it has seen."""
