@@ -31,6 +31,7 @@ from memory_r1.bank.plan import check, check_read, plan
 from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
 from memory_r1.bank.store import FileStore
 from memory_r1.bank.undo import Restored, plan_restore, plan_undo
+from memory_r1.bank.verify import verify
 from memory_r1.errors import BankError, InputError, UnknownEntryError
 
 _TEXTUAL = (OperationKind.ADD, OperationKind.UPDATE)
@@ -294,6 +295,43 @@ class Bank:
                 pending_turns=len(self._store.pending_turns()),
                 bytes=self._store.bytes(),
             )
+
+    def verify(self) -> list[str]:
+        """Every broken invariant of the whole file, all scopes, named; empty where all is well. See verify.py.
+
+        Raises:
+            BankError: this is a fork, which has no file. BankFileError: SQLite cannot read the file.
+        """
+        with self._lock:
+            return verify(self._own_file())
+
+    # The whole file
+
+    def delete_scope(self) -> None:
+        """Forget the scope: entries, history, turns and vectors, overwritten in the file. There is no undo.
+
+        Numbers that it used are not given out again. Other banks open on the scope find it empty.
+
+        Raises:
+            BankError: this is a fork. BankFileError: the file cannot be written.
+        """
+        with self._lock:
+            file = self._own_file()
+            file.delete_scope(self._now(None))
+
+    def vacuum(self) -> None:
+        """Give the room of what was replaced or deleted back to the disk; needs as much free as the file takes.
+
+        Raises:
+            BankError: this is a fork. BankFileError: another process is writing, or the disk is full.
+        """
+        with self._lock:
+            self._own_file().vacuum()
+
+    def _own_file(self) -> FileStore:
+        if isinstance(self._store, BranchStore):
+            raise BankError("this bank is a fork and has no file of its own: call it on the bank that was forked")
+        return self._store
 
     # Searching
 

@@ -68,6 +68,11 @@ class File:
         with file_errors(self.path):
             return self._connection.execute(sql, values).fetchall()
 
+    def each(self, sql: str, *values: object) -> Iterator[sqlite3.Row]:
+        """The rows that a statement gives, one by one."""
+        with file_errors(self.path):
+            yield from self._connection.execute(sql, values)
+
     def one(self, sql: str, *values: object) -> sqlite3.Row | None:
         """The first row, if there is one."""
         rows = self.all(sql, *values)
@@ -80,6 +85,15 @@ class File:
     def run(self, sql: str, *values: object) -> int:
         """Run one statement, give the number of rows it changed."""
         return self._connection.execute(sql, values).rowcount
+
+    def checkpoint(self) -> None:
+        """Move everything from the write-ahead log into the file and empty it, as far as readers allow."""
+        self.all("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def vacuum(self) -> None:
+        """Write the file anew without the room that nothing takes any more."""
+        self.all("VACUUM")
+        self.checkpoint()
 
     def bytes(self) -> int:
         """The size of the file, what waits in the write-ahead log included once."""

@@ -203,3 +203,8 @@ def storable(text: str) -> str:
             f"an operation's text has a lone surrogate at character {error.start}, expected valid Unicode: decode it"
         ) from error
     return text
+
+
+def iso(moment: datetime) -> str:
+    """A UTC time as the bank writes it: always of one length, so that texts sort as times do."""
+    return moment.isoformat(timespec="microseconds")

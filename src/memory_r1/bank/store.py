@@ -16,7 +16,8 @@ import numpy as np
 
 from memory_r1.bank.column import Floats
 from memory_r1.bank.file import File
-from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn
+from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn, iso
+from memory_r1.bank.schema import GUARD_DELETIONS
 from memory_r1.errors import BankError, ConflictError
 
 LAST = 2**63 - 1
@@ -79,19 +80,19 @@ class FileStore(File):
             "(seq, scope, kind, entry_id, version, text, speaker, said_at, turn_ids, decided_by, at, batch, undoes) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             line.seq, self.scope, line.kind, line.entry_id, line.version, line.text, line.speaker,
-            _iso(line.said_at), json.dumps(line.turn_ids), line.decided_by, _utc(line.at), line.batch, line.undoes,
+            _iso(line.said_at), json.dumps(line.turn_ids), line.decided_by, iso(line.at), line.batch, line.undoes,
         )  # fmt: skip
 
     def _close_version(self, line: LoggedOperation) -> None:
         self.run(
             "UPDATE entries SET valid_to = ?, closed = ? WHERE id = ? AND valid_to IS NULL",
-            _utc(line.at), line.seq, line.entry_id,
+            iso(line.at), line.seq, line.entry_id,
         )  # fmt: skip
 
     def _open_version(self, line: LoggedOperation, vector: Floats) -> None:
         self.run(
             "INSERT INTO entries (id, version, scope, speaker, text, valid_from, opened) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            line.entry_id, line.version, self.scope, line.speaker, line.text, _utc(line.at), line.seq,
+            line.entry_id, line.version, self.scope, line.speaker, line.text, iso(line.at), line.seq,
         )  # fmt: skip
         self.run("INSERT INTO vectors (seq, vector) VALUES (?, ?)", line.seq, vector.astype("<f4").tobytes())
 
@@ -137,7 +138,7 @@ class FileStore(File):
         for turn_id in turn_ids:
             changed = self.run(
                 "UPDATE turns SET done_at = ? WHERE scope = ? AND id = ? AND done_at IS NULL",
-                _utc(at), self.scope, turn_id,
+                iso(at), self.scope, turn_id,
             )  # fmt: skip
             if not changed:
                 refuse_to_finish(turn_id, known=self.turn(turn_id) is not None)
@@ -145,6 +146,32 @@ class FileStore(File):
     def turn_count(self, upto: int = LAST) -> int:
         """How many turns the scope holds, pending or done, those numbered higher than `upto` left out."""
         return self.number("SELECT count(*) FROM turns WHERE scope = ? AND number <= ?", self.scope, upto)
+
+    def delete_scope(self, at: datetime) -> None:
+        """Take everything of the scope out of the file, overwritten with zeros."""
+        self.all("PRAGMA secure_delete = ON")
+        self.all("PRAGMA foreign_keys = OFF")  # or every deleted line would be looked for in all of `entries`
+        try:
+            with self.transaction():
+                self._note_reset("scope deleted", at)
+                self._delete_lines()
+                self.run("DELETE FROM turns WHERE scope = ?", self.scope)
+        finally:
+            self.all("PRAGMA foreign_keys = ON")
+        self.checkpoint()
+
+    def _note_reset(self, cause: str, at: datetime) -> None:
+        """Have every follower of the log read it anew; takes a number, so that none is given out twice."""
+        self.run("INSERT INTO resets (seq, cause, at) VALUES (?, ?, ?)", self.head()[0] + 1, cause, iso(at))
+
+    def _delete_lines(self) -> None:
+        lines = "(SELECT seq FROM operations WHERE scope = ?)"
+        self.run(f"DELETE FROM vectors WHERE seq IN {lines}", self.scope)
+        self.run(f"DELETE FROM next_vectors WHERE seq IN {lines}", self.scope)
+        self.run("DELETE FROM entries WHERE scope = ?", self.scope)
+        self.run("DROP TRIGGER operations_are_never_deleted")
+        self.run("DELETE FROM operations WHERE scope = ?", self.scope)
+        self.run(GUARD_DELETIONS)
 
     def scopes(self) -> list[str]:
         """Every scope of the file that holds a turn or an operation, by name."""
@@ -188,10 +215,6 @@ def _line(row: sqlite3.Row) -> LoggedOperation:
 
 def _turn(row: sqlite3.Row) -> StoredTurn:
     return StoredTurn(row["id"], row["speaker"], row["text"], _time(row["at"]), row["dialogue_id"])
-
-
-def _utc(at: datetime) -> str:
-    return at.isoformat(timespec="microseconds")
 
 
 def _iso(time: datetime | None) -> str | None:

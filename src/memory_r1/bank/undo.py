@@ -118,16 +118,16 @@ def _take_back(log: Log, lines: Sequence[LoggedOperation], stamp: LoggedOperatio
     numbered = iter(range(stamp.seq, stamp.seq + 2 * len(changes)))
     closed = [change for change in changes if change.before is None]
     for change in closed:
-        assert change.after is not None
-        yield _close(log, change.after, replace(stamp, seq=next(numbered)))
+        assert change.live is not None
+        yield _close(log, change.live, replace(stamp, seq=next(numbered)))
     waiting = []
     for change in (change for change in changes if change.before is not None):
         assert change.before is not None
-        if change.after is not None and log.live_with(change.before.speaker, change.before.text) is None:
+        if change.live is not None and log.live_with(change.before.speaker, change.before.text) is None:
             yield _bring_back(log, change.before, replace(stamp, seq=next(numbered)))
             continue
-        if change.after is not None:
-            yield _close(log, change.after, replace(stamp, seq=next(numbered)))
+        if change.live is not None:
+            yield _close(log, change.live, replace(stamp, seq=next(numbered)))
         waiting.append(change.before)
     for before in waiting:
         yield _bring_back(log, before, replace(stamp, seq=next(numbered)))
@@ -139,10 +139,10 @@ def _changes(line: LoggedOperation) -> bool:
 
 @dataclass(frozen=True)
 class _Change:
-    """What a batch made of one entry: the version live before it and the one live after it, None for none."""
+    """What became of one entry: the version live before a batch and the one live now, None for none."""
 
     before: Entry | None
-    after: Entry | None
+    live: Entry | None
 
     @classmethod
     def of(cls, log: Log, lines: Sequence[LoggedOperation]) -> _Change:
@@ -150,20 +150,20 @@ class _Change:
         assert first.entry_id is not None
         versions = {entry.version: entry for entry in log.versions(first.entry_id)}
         live = log.live(first.entry_id)
+        assert first.version is not None
+        numbers = {OperationKind.ADD: 0, OperationKind.UPDATE: first.version - 1, OperationKind.DELETE: first.version}
+        before = versions.get(numbers[first.kind])
         after = None if last.kind is OperationKind.DELETE else versions[last.version or 0]
-        if not _same(live, after):
+        if not _same(live, after) and not _same(live, before):
             raise ConflictError(
                 f"{first.entry_id} was changed after operation {last.seq}: undo the later change first, or restore "
                 f"the version you want"
             )
-        assert first.version is not None
-        before = {OperationKind.ADD: None, OperationKind.UPDATE: first.version - 1, OperationKind.DELETE: first.version}
-        number = before[first.kind]
-        return cls(None if number is None else versions[number], live)
+        return cls(before, live)
 
     @property
     def is_nothing(self) -> bool:
-        return _same(self.before, self.after)
+        return _same(self.before, self.live)
 
 
 def _same(one: Entry | None, other: Entry | None) -> bool:
