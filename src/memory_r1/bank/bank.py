@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from memory_r1.bank.branch import BranchStore
+from memory_r1.bank.check import check_embedder, check_operation, check_text, check_turn, claim_embedder, embedded
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, MiniLMEmbedder
 from memory_r1.bank.log import Log
@@ -27,7 +28,7 @@ from memory_r1.bank.operation import (
     OperationKind,
     StoredTurn,
 )
-from memory_r1.bank.plan import check, check_read, plan
+from memory_r1.bank.plan import check_read, plan
 from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
 from memory_r1.bank.store import FileStore
 from memory_r1.bank.undo import Restored, plan_restore, plan_undo
@@ -85,7 +86,7 @@ class Bank:
             BankFileError: not a bank, of a newer schema, or not readable and writable.
             InputError: the path or the scope is empty, or the scope not valid Unicode.
         """
-        _check_text("scope", scope)
+        check_text("scope", scope)
         if not str(path) or "\0" in str(path):
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
@@ -148,11 +149,11 @@ class Bank:
             PolicyError: the embedder's model could not be loaded or reached.
         """
         operations, done = list(operations), list(dict.fromkeys(done))
-        _check_text("decided_by", decided_by)
+        check_text("decided_by", decided_by)
         for turn_id in done:
-            _check_text("a turn id in done", turn_id)
+            check_text("a turn id in done", turn_id)
         for operation in operations:
-            check(operation)
+            check_operation(operation)
         vectors = self._embed(operations)  # before the transaction: nobody waits for a model
         with self._lock, self._store.transaction():
             self._follow()
@@ -161,7 +162,7 @@ class Bank:
             planned = plan(self._log, operations, stamp)
             self._store.finish_turns(done, stamp.at)
             if vectors:
-                self._claim_embedder()
+                claim_embedder(self._store, self.embedder)
             self._store.append([line for line, _ in planned], _by_line(planned, vectors))
         return [applied for _, applied in planned]
 
@@ -176,7 +177,7 @@ class Bank:
             ConflictError: another live entry says the same by now.
             BankFileError: the file cannot be written.
         """
-        _check_text("decided_by", decided_by)
+        check_text("decided_by", decided_by)
         with self._lock, self._store.transaction():
             self._follow()
             restored = plan_restore(self._log, entry_id, version, self._stamp(decided_by))
@@ -197,7 +198,7 @@ class Bank:
             ConflictError: it is undone already, or what it changed was changed since.
             BankFileError: the file cannot be written.
         """
-        _check_text("decided_by", decided_by)
+        check_text("decided_by", decided_by)
         with self._lock, self._store.transaction():
             self._follow()
             restored = plan_undo(self._log, operation, self._stamp(decided_by))
@@ -213,7 +214,7 @@ class Bank:
         """
         turns = list(turns)
         for turn in turns:
-            _check_turn(turn)
+            check_turn(turn)
         with self._lock, self._store.transaction():
             return self._store.add_turns(turns)
 
@@ -353,7 +354,7 @@ class Bank:
             BankError: dense or hybrid, and the file's vectors were made by another embedder.
             PolicyError: the embedder's model could not be loaded or reached.
         """
-        _check_text("the text to search for", text)
+        check_text("the text to search for", text)
         if k < 1:
             raise InputError(f"k is {k}, expected at least 1")
         wanted = _search_mode(mode)
@@ -361,7 +362,7 @@ class Bank:
             if not self._log.live_rows(speaker).any():
                 return []
             self._check_embedder(wanted)
-        query = None if wanted is SearchMode.BM25 else self._vectors_of([text])[0]
+        query = None if wanted is SearchMode.BM25 else embedded(self.embedder, [text])[0]
         with self._reading():
             self._check_embedder(wanted)
             return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
@@ -408,7 +409,7 @@ class Bank:
         with self._reading():
             self._check_embedder(SearchMode.DENSE)
             texts = [self._searchable(operations[place]) for place in places]
-        return dict(zip(places, self._vectors_of(texts), strict=True))
+        return dict(zip(places, embedded(self.embedder, texts), strict=True))
 
     def _searchable(self, operation: Operation) -> str:
         assert operation.text is not None
@@ -416,29 +417,10 @@ class Bank:
             return searchable(operation.text, operation.speaker)
         return searchable(operation.text, self.history(operation.entry_id)[-1].speaker)
 
-    def _vectors_of(self, texts: Sequence[str]) -> Floats:
-        vectors = self.embedder.embed(texts)
-        if vectors.shape != (len(texts), self.embedder.dimension):
-            raise BankError(
-                f"embedder {self.embedder.name!r} gave vectors of shape {vectors.shape}, "
-                f"expected {(len(texts), self.embedder.dimension)}: mend the embedder"
-            )
-        return vectors
-
     def _check_embedder(self, mode: SearchMode) -> None:
         """Refuse to compare vectors of two embedders."""
-        stored, ours = self._store.embedder(), (self.embedder.name, self.embedder.dimension)
-        if mode is not SearchMode.BM25 and stored not in (None, ours):
-            raise BankError(
-                f"the bank's vectors were made by embedder (name, dimension) {stored}, got {ours}: "
-                "open the bank with the embedder it was made with, or search it with mode 'bm25'"
-            )
-
-    def _claim_embedder(self) -> None:
-        """Note in the file who makes its vectors, or check that it is the same."""
-        self._check_embedder(SearchMode.DENSE)
-        if self._store.embedder() is None:
-            self._store.set_embedder(self.embedder.name, self.embedder.dimension)
+        if mode is not SearchMode.BM25:
+            check_embedder(self._store.embedder(), self.embedder)
 
 
 def _by_line(planned: Sequence[tuple[LoggedOperation, Applied]], vectors: dict[int, Floats]) -> dict[int, Floats]:
@@ -451,22 +433,6 @@ def _search_mode(mode: str) -> SearchMode:
         return SearchMode(mode)
     except ValueError as error:
         raise InputError(f"search mode is {mode!r}, expected one of: {', '.join(SearchMode)}") from error
-
-
-def _check_turn(turn: StoredTurn) -> None:
-    for name in ("id", "speaker", "text"):
-        _check_text(f"the {name} of turn {turn.id!r}", getattr(turn, name))
-    if turn.at is not None and turn.at.tzinfo is not None:
-        raise InputError(f"turn {turn.id!r} is at {turn.at.isoformat()}, expected a wall clock without a zone")
-
-
-def _check_text(name: str, text: str) -> None:
-    if not text.strip():
-        raise InputError(f"{name} is {text!r}, expected a text that is not empty")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(f"{name} has a lone surrogate at character {error.start}, expected valid Unicode") from error
 
 
 def _utc_now() -> datetime:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from memory_r1.bank.log import Log
-from memory_r1.bank.operation import Applied, Entry, LoggedOperation, Operation, OperationKind, storable
-from memory_r1.errors import ConflictError, OperationError, UnknownEntryError
+from memory_r1.bank.operation import Applied, Entry, LoggedOperation, Operation, OperationKind
+from memory_r1.errors import ConflictError, UnknownEntryError
 
 
 def plan(log: Log, operations: Sequence[Operation], stamp: LoggedOperation) -> list[tuple[LoggedOperation, Applied]]:
@@ -50,23 +50,6 @@ def check_read(log: Log, read: Iterable[Entry]) -> None:
                 f"the decision was made on {entry.id} version {entry.version}, but {_now(live)}: "
                 "read it again and decide again"
             )
-
-
-def check(operation: Operation) -> None:
-    """Refuse an operation that no bank could apply; raises OperationError."""
-    if operation.kind in (OperationKind.ADD, OperationKind.UPDATE) and operation.text is None:
-        raise OperationError(
-            f"{operation.kind} has no text, expected what is to be remembered: use Operation.add or update"
-        )
-    if operation.kind in (OperationKind.UPDATE, OperationKind.DELETE) and not operation.entry_id:
-        raise OperationError(f"{operation.kind} names no entry, expected an id such as 'e17'")
-    for text in (operation.text, operation.speaker, *operation.turn_ids):
-        if text is not None:
-            storable(text)
-    if operation.said_at is not None and operation.said_at.tzinfo is not None:
-        raise OperationError(
-            f"said_at is {operation.said_at.isoformat()}, expected a wall clock without a zone: .replace(tzinfo=None)"
-        )
 
 
 def _settle(log: Log, operation: Operation, line: LoggedOperation) -> LoggedOperation:

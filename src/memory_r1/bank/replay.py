@@ -58,6 +58,8 @@ class Replay:
             return self._wrong_update(line) or self._said_already(line)
         if line.kind is OperationKind.DELETE:
             return self._wrong_delete(line)
+        if line.entry_id is not None and line.entry_id not in self.versions:
+            return f"NOOP names {line.entry_id!r}, which never was"
         return None
 
     def _wrong_add(self, line: LoggedOperation) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from memory_r1.bank.column import Floats
 from memory_r1.bank.file import File
 from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn, iso
+from memory_r1.bank.record import KeptTurn
 from memory_r1.bank.schema import GUARD_DELETIONS
 from memory_r1.errors import BankError, ConflictError
 
@@ -55,6 +56,18 @@ class FileStore(File):
             self.scope, after,
         )  # fmt: skip
         return [(row["seq"], np.frombuffer(row["vector"], dtype="<f4")) for row in rows]
+
+    def lines_with_vectors(self) -> Iterator[tuple[LoggedOperation, bytes | None]]:
+        """The scope's log one line at a time, with the vector of the version it opens, if any, as it is stored."""
+        for row in self.each(
+            "SELECT operations.*, vector FROM operations LEFT JOIN vectors USING (seq) WHERE scope = ? ORDER BY seq",
+            self.scope,
+        ):
+            yield _line(row), row["vector"]
+
+    def line_count(self) -> int:
+        """How many lines the scope's log has."""
+        return self.number("SELECT count(*) FROM operations WHERE scope = ?", self.scope)
 
     def embedder(self) -> tuple[str, int] | None:
         """Name and dimension of the embedder that made the file's vectors; None while there are none."""
@@ -114,6 +127,18 @@ class FileStore(File):
             self.scope, turn.id, turn.dialogue_id, turn.speaker, turn.text, _iso(turn.at),
         )  # fmt: skip
         return True
+
+    def keep_turns(self, turns: Iterable[KeptTurn]) -> None:
+        """Store new turns, pending or done as they say; only inside a transaction."""
+        for kept in turns:
+            self._add_turn(kept.turn)
+            if kept.done_at is not None:
+                self.finish_turns([kept.turn.id], kept.done_at)
+
+    def kept_turns(self) -> Iterator[KeptTurn]:
+        """The scope's turns, one at a time, in the order they were stored."""
+        for row in self.each("SELECT * FROM turns WHERE scope = ? ORDER BY number", self.scope):
+            yield KeptTurn(_turn(row), _time(row["done_at"]))
 
     def turn(self, turn_id: str, upto: int = LAST) -> StoredTurn | None:
         """The turn of this id in the scope, unless it is numbered higher than `upto`."""
