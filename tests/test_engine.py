@@ -284,6 +284,30 @@ def test_a_decision_on_a_version_that_another_writer_changed_is_made_again(tmp_p
         assert (report.counts()["DELETE"], report.failures, pending(bank), texts(bank)) == (1, [], [], [])
 
 
+@dataclass
+class Reassured:
+    """Finds every fact said already while e1 lives, else adds it; another Bank deletes e1 before that is applied."""
+
+    path: Path
+    name: str = "reassured"
+
+    def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
+        read = tuple(bank.entries())
+        if not read:
+            return Decision(tuple(Operation.add(fact.text) for fact in facts))
+        with open_bank(self.path) as other:
+            other.apply([Operation.delete("e1")])
+        return Decision((Operation.noop(),), read)
+
+
+def test_a_fact_found_said_already_is_not_lost_when_that_entry_is_deleted_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    with open_bank(path) as bank:
+        bank.apply([Operation.add("Ann has a dog")])
+        report = Memory(bank, manager=Reassured(path)).remember(dialogue(["I have a dog"]))
+        assert (texts(bank), pending(bank), report.counts()["ADD"]) == (["I have a dog"], [], 1)
+
+
 def test_a_bank_that_keeps_changing_is_given_up_on_and_the_turn_stays_pending(tmp_path: Path) -> None:
     path = tmp_path / "memory.db"
     with open_bank(path) as bank:

@@ -48,7 +48,7 @@ def old(tmp_path: Path) -> Path:
         bank.apply(
             [Operation.update("e1", "nul \x00 inside"), Operation.delete("e2"), Operation.add("nul \x00 inside")]
         )
-        bank.apply([Operation.add("nul \x00 inside", speaker="Ann")], decided_by="manager@7")
+        bank.apply([Operation.add("nul \x00 in", speaker="Ann")], decided_by="manager@7")
         bank.restore("e2")
         bank.undo(3)
     return tmp_path / "old"
@@ -56,9 +56,8 @@ def old(tmp_path: Path) -> Path:
 
 def everything(path: Path, scope: str = "default") -> tuple[object, ...]:
     with open_bank(path, scope) as bank:
-        return (
-            bank.operations(), bank.entries(), bank.pending_turns(), bank.ranked("tea hi", k=9), replace(bank.stats(), bytes=0)
-        )  # fmt: skip
+        stats = replace(bank.stats(), bytes=0)
+        return bank.operations(), bank.entries(), bank.pending_turns(), bank.ranked("tea hi", k=9), stats
 
 
 def test_export_and_import_is_identity(old: Path, tmp_path: Path) -> None:

@@ -125,13 +125,14 @@ def test_each_operation_is_read_with_real_ids_and_the_version_it_was_decided_on(
             Operation.add("Ann has a dog, Rex", speaker="Ann", said_at=TUESDAY, turn_ids=["t1"]),
             Operation.update("e1", "Ann has a cat and a dog", said_at=TUESDAY, turn_ids=["t1"], version=1),
             Operation.delete("e3", turn_ids=["t2", "t3"], version=2),
-        )
+        ),
+        read=tuple(related),
     )
 
 
 def test_a_fact_that_no_item_names_needs_nothing(related: list[Entry]) -> None:
-    assert decided(related) == Decision(NOOPS)
-    assert decided(related, item(2, "NOOP")) == Decision((NOOPS[1], NOOPS[0]))
+    assert decided(related).operations == NOOPS
+    assert decided(related, item(2, "NOOP")).operations == (NOOPS[1], NOOPS[0])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_a_reply_that_does_not_parse_is_sent_back_once_and_then_a_failure(
 ) -> None:
     good = reply(item(1, "NOOP"), item(2, "NOOP"))
     policy = ScriptedPolicy([bad, good])
-    assert LLMManager(policy).decide([DOG, TEA], bank) == Decision(NOOPS)
+    assert LLMManager(policy).decide([DOG, TEA], bank).operations == NOOPS
     assert policy.prompts[1][-2]["content"] == bad
     assert "That does not parse: " in policy.prompts[1][-1]["content"]
     policy = ScriptedPolicy([bad, bad, good])

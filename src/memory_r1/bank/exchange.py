@@ -104,7 +104,7 @@ def import_scope(
         BankFileError: the file cannot be written.
         PolicyError: the embedder's model could not be loaded or reached.
     """
-    _check(kept)
+    check_log(kept)
     with closing(FileStore(str(path), scope)) as store:
         _check_empty(store)
         check_embedder(store.embedder(), embedder)
@@ -118,7 +118,8 @@ def import_scope(
             store.keep_turns(kept.turns)
 
 
-def _check(kept: KeptLog) -> None:
+def check_log(kept: KeptLog) -> None:
+    """Refuse a log that no bank could have written; raises InputError that names the operation or turn."""
     replay = Replay()
     for line in kept.lines:
         wrong = replay.take(line)

@@ -133,7 +133,9 @@ class Memory:
             try:
                 decision = self.manager.decide(self.extractor.extract(turns), self.bank)
                 done = [turn.id for turn in turns]
-                applied = self.bank.apply(decision.operations, decided_by=self.manager.name, done=done)
+                applied = self.bank.apply(
+                    decision.operations, decided_by=self.manager.name, done=done, read=decision.read
+                )
             except ConflictError as error:
                 turns = self._still_pending(turns)
                 if not turns:

@@ -25,10 +25,12 @@ FORMAT = "manager-1"
 class Decision:
     """What is to be done about some facts.
 
-    `operations` is in the order of application; a fact that needs nothing has a NOOP.
+    `operations` is in the order of application; a fact that needs nothing has a NOOP. `read` has the entries that the
+    decision was made on: when one of them has changed by the time it is applied, it is made again.
     """
 
     operations: tuple[Operation, ...]
+    read: tuple[Entry, ...] = ()
 
 
 class MemoryManager(Protocol):
@@ -155,7 +157,7 @@ def parse_decision(value: object, facts: Sequence[Fact], related: Sequence[Entry
         operations.append(replace(operation, version=None) if earlier else operation)
         named.add(number)
     rest = [Operation.noop(turn_ids=fact.turn_ids) for n, fact in enumerate(facts, start=1) if n not in named]
-    return Decision((*operations, *rest))
+    return Decision((*operations, *rest), read=tuple(related))
 
 
 def _operation(item: object, facts: Sequence[Fact], related: Sequence[Entry]) -> tuple[int, Operation]:
