@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -457,3 +458,20 @@ def test_applied_gives_the_operations_back_in_order(bank: Bank) -> None:
     assert [item.operation for item in applied] == operations
     assert [item.seq for item in applied] == [1, 2, 3]
     assert all(isinstance(item, Applied) for item in applied)
+
+
+def test_a_text_searched_for_again_is_not_embedded_again(tmp_path: Path) -> None:
+    embedded: list[str] = []
+
+    class Counting(HashingEmbedder):
+        def embed(self, texts: Sequence[str]) -> Floats:
+            embedded.extend(texts)
+            return super().embed(texts)
+
+    with Bank.open(tmp_path / "bank", embedder=Counting(16)) as bank:
+        bank.apply([Operation.add("tea", speaker="Ann"), Operation.add("coffee", speaker="Bob")])
+        embedded.clear()
+        found = [bank.search("tea", speaker=speaker) for speaker in ("Ann", "Bob", None)]
+        assert [[entry.text for entry in entries] for entries in found] == [["tea"], ["coffee"], ["tea", "coffee"]]
+        bank.search("coffee")
+        assert embedded == ["tea", "coffee"]

@@ -65,6 +65,7 @@ class Bank:
         self._lock = lock  # one for a bank and all its forks: they share rows
         self._clock = clock
         self._reset = store.last_reset()
+        self._asked: tuple[str, Floats] | None = None
 
     @classmethod
     def open(
@@ -362,7 +363,7 @@ class Bank:
             if not self._log.live_rows(speaker).any():
                 return []
             self._check_embedder(wanted)
-        query = None if wanted is SearchMode.BM25 else embedded(self.embedder, [text])[0]
+        query = None if wanted is SearchMode.BM25 else self._query(text)
         with self._reading():
             self._check_embedder(wanted)
             return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
@@ -410,6 +411,13 @@ class Bank:
             self._check_embedder(SearchMode.DENSE)
             texts = [self._searchable(operations[place]) for place in places]
         return dict(zip(places, embedded(self.embedder, texts), strict=True))
+
+    def _query(self, text: str) -> Floats:
+        """The vector of a text to search for. The last one is kept: a question is searched for speaker by speaker."""
+        asked = self._asked
+        if asked is None or asked[0] != text:
+            asked = self._asked = (text, embedded(self.embedder, [text])[0])
+        return asked[1]
 
     def _searchable(self, operation: Operation) -> str:
         assert operation.text is not None
