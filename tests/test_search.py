@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from memory_r1.bank import Bank, Hit, MiniLMEmbedder, Operation
+from memory_r1.bank import Bank, Hit, MiniLMEmbedder, Operation, OperationKind
 from memory_r1.bank.embed import HashingEmbedder
-from memory_r1.bank.search import BM25_B, BM25_K1, FUSION_K, fuse
+from memory_r1.bank.fusion import LEADERS, LEXICAL_WEIGHT, NAMED, NEARNESS, REACH, Ranking, fuse, shares
+from memory_r1.bank.log import Log
+from memory_r1.bank.operation import LoggedOperation
+from memory_r1.bank.search import BM25_B, BM25_K1
 from memory_r1.bank.words import Words
 from memory_r1.errors import InputError
 
@@ -24,10 +29,40 @@ FACTS = [
 ]
 
 
-def bank_of(facts: list[tuple[str | None, str]]) -> Bank:
+NOON = datetime(2023, 5, 8, 12)
+
+
+Facts = Sequence[tuple[str | None, str]]
+
+
+def adds(facts: Facts, said_at: datetime | None = NOON) -> list[Operation]:
+    return [Operation.add(text, speaker=speaker, said_at=said_at) for speaker, text in facts]
+
+
+def bank_of(facts: Facts, said_at: datetime | None = NOON) -> Bank:
     bank = Bank.open(":memory:", embedder=HashingEmbedder(64))
-    bank.apply([Operation.add(text, speaker=speaker) for speaker, text in facts])
+    bank.apply(adds(facts, said_at))
     return bank
+
+
+def log_of(rows: Sequence[tuple[str | None, datetime | None]]) -> Log:
+    """A log with a row for each speaker and time."""
+    log = Log(source=lambda after: [])
+    for row, (speaker, said_at) in enumerate(rows):
+        at = datetime(2024, 1, 1, tzinfo=UTC)
+        log.append(
+            LoggedOperation(row + 1, OperationKind.ADD, at, "person", f"e{row}", 1, f"text {row}", speaker, said_at)
+        )
+    return log
+
+
+def ranking(*scored: tuple[int, float]) -> Ranking:
+    rows, scores = zip(*scored, strict=True)
+    return np.array(rows, dtype=np.int64), np.array(scores, dtype=np.float32)
+
+
+def nobody(speaker: str) -> bool:
+    return False
 
 
 def found(hits: list[Hit]) -> list[tuple[str, float]]:
@@ -58,22 +93,93 @@ def test_dense_gives_the_cosine() -> None:
     assert score["Ann has a black dog called Rex"] == pytest.approx(float(query @ dog), rel=1e-6)
 
 
-def test_fusion_gives_the_ranks_worked_by_hand() -> None:
-    rows, scores = fuse([np.array([7, 3, 5]), np.array([3, 9])])
-    k = FUSION_K
-    worked = [(3, 1 / (k + 2) + 1 / (k + 1)), (7, 1 / (k + 1)), (9, 1 / (k + 2)), (5, 1 / (k + 3))]
-    assert rows.tolist() == [row for row, _ in worked]
-    assert scores.tolist() == pytest.approx([score for _, score in worked], rel=1e-6)
+def test_a_share_is_the_place_between_nothing_and_the_best() -> None:
+    assert shares(np.array([8, 6, 2], dtype=np.float32), floor=0).tolist() == [1, 0.75, 0.25]
+    assert shares(np.array([8, 6, 2], dtype=np.float32), floor=2).tolist() == pytest.approx([1, 2 / 3, 0])
+    assert shares(np.array([3, 3], dtype=np.float32), floor=3).tolist() == [1, 1]
+    assert shares(np.array([], dtype=np.float32), floor=0).tolist() == []
 
 
-def test_hybrid_fuses_the_other_two() -> None:
+def test_fusion_gives_the_scores_worked_by_hand() -> None:
+    log = log_of([("Ann", NOON), ("Bob", NOON), ("Ann", NOON), ("Bob", None)])
+    lexical, dense = ranking((0, 4), (3, 1)), ranking((0, 0.9), (2, 0.6), (3, 0.1))
+    rows, scores = fuse(log, np.arange(4), lexical, dense, named=lambda speaker: speaker == "Ann")
+    # own:  row 0: 0.6 * 4/4 + 0.4 * 1 = 1;  row 2: 0.4 * 0.5/0.8 = 0.25;  row 3: 0.6 * 1/4 + 0.4 * 0 = 0.15
+    # lent: row 0 by row 2: 0.49 * 0.25 = 0.1225;  row 1 by row 0: 0.7;  row 2 by row 0: 0.49;  row 3 has no session
+    # Ann's rows 0 and 2 count 1.5 times
+    assert (LEXICAL_WEIGHT, NEARNESS, REACH, NAMED) == (0.6, 0.7, 3, 1.5)
+    assert rows.tolist() == [0, 2, 1, 3]
+    assert scores.tolist() == pytest.approx([1.5 * 1.1225, 1.5 * 0.74, 0.7, 0.15], rel=1e-6)
+
+
+def test_rows_lend_three_places_far_within_their_session_alone() -> None:
+    hour = timedelta(hours=1)
+    ends = [(None, NOON - 2 * hour), *[(None, NOON)] * 3, (None, NOON + hour), *[(None, NOON + hour)] * 3]
+    rows, scores = fuse(log_of(ends), np.arange(8), ranking((3, 5)), ranking((3, 0.5)), nobody)
+    lent = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+    assert lent == pytest.approx({0: 0, 1: 0.49, 2: 0.7, 3: 1, 4: 0.7, 5: 0.49, 6: 0.343}, rel=1e-6)
+
+
+def test_what_may_not_be_seen_lends_nothing_and_keeps_nobody_apart() -> None:
+    log = log_of([(None, NOON)] * 4)
+    rows, scores = fuse(log, np.array([0, 3]), ranking((0, 5)), ranking((0, 0.5)), nobody)
+    assert dict(zip(rows.tolist(), scores.tolist(), strict=True)) == pytest.approx({0: 1, 3: 0.7}, rel=1e-6)
+
+
+def test_hybrid_is_the_formula_over_the_other_two() -> None:
     bank = bank_of(FACTS)
-    rankings = [[hit.entry.id for hit in bank.ranked("violin dog", k=10, mode=mode)] for mode in ("bm25", "dense")]
-    expected: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, entry_id in enumerate(ranking, start=1):
-            expected[entry_id] = expected.get(entry_id, 0) + 1 / (FUSION_K + rank)
-    assert {hit.entry.id: hit.score for hit in bank.ranked("violin dog")} == pytest.approx(expected, rel=1e-6)
+    entries = bank.entries()
+    lexical, dense = (
+        {hit.entry.id: hit.score for hit in bank.ranked("Is Bob's violin a dog?", mode=mode)}
+        for mode in ("bm25", "dense")
+    )
+    floor, best, most = min(dense.values()), max(dense.values()), max(lexical.values())
+    own = [
+        0.6 * lexical.get(entry.id, 0) / most + 0.4 * (dense[entry.id] - floor) / (best - floor) for entry in entries
+    ]
+    lent = [
+        max(0.7 ** abs(here - there) * own[there] for there in range(len(own)) if 0 < abs(here - there) <= 3)
+        for here in range(len(own))
+    ]
+    expected = {
+        entry.id: (own[place] + lent[place]) * (1.5 if entry.speaker == "Bob" else 1)
+        for place, entry in enumerate(entries)
+    }
+    hits = bank.ranked("Is Bob's violin a dog?")
+    assert {hit.entry.id: hit.score for hit in hits} == pytest.approx(expected, rel=1e-5)
+    assert [hit.entry.id for hit in hits] == sorted(expected, key=lambda entry_id: -expected[entry_id])
+
+
+# What is found
+
+
+QUESTION, ANSWER = ("Bob", "What is the name of your puppy?"), ("Ann", "Rex!")
+OTHERS = [("Ann", f"Lisbon is warm in the {number} week") for number in ("first", "second", "third", "fourth")]
+
+
+def test_the_answer_next_to_its_question_is_found() -> None:
+    dated, undated = bank_of(OTHERS, NOON - timedelta(days=1)), bank_of([*OTHERS, QUESTION, ANSWER], said_at=None)
+    dated.apply(adds([QUESTION, ANSWER]))
+    assert [entry.text for entry in dated.search("name of the puppy", k=2)] == [QUESTION[1], ANSWER[1]]
+    assert undated.search("name of the puppy")[-1].text == ANSWER[1]
+
+
+def test_the_words_of_whom_the_question_names_come_before_words_to_them() -> None:
+    bank = bank_of([*OTHERS, ("Bob", "Thanks Ann, the violin is great"), ("Ann", "My violin is great")], said_at=None)
+    assert bank.search("Is Ann's violin great?", k=1)[0].speaker == "Ann"
+    assert bank.search("Is Bob's violin great?", k=1)[0].speaker == "Bob"
+
+
+def test_every_entry_is_found_however_many_are_asked_for() -> None:
+    bank = bank_of([("Ann", f"tea number {number}") for number in range(LEADERS + 50)])
+    assert len(bank.search("tea", k=LEADERS + 50)) == LEADERS + 50
+    assert len(bank.search("coffee", k=LEADERS + 50)) == LEADERS + 50
+
+
+def test_any_language_is_searched() -> None:
+    bank = bank_of([("小明", "我爱喝茶"), ("अन्या", "मुझे चाय पसंद है"), ("小明", "我住在北京")])
+    assert bank.search("小明 喜欢 茶 吗", k=1)[0].text == "我爱喝茶"
+    assert bank.search("चाय", k=1)[0].text == "मुझे चाय पसंद है"
 
 
 # Order and arguments
@@ -168,7 +274,7 @@ def test_a_fork_searches_as_a_bank_that_was_always_so(mode: str) -> None:
     fork = bank.fork()
     fork.apply([Operation.noop()])
     idle = fork.fork()
-    fork.apply([Operation.add(text, speaker=speaker) for speaker, text in FACTS[3:]])
+    fork.apply(adds(FACTS[3:]))
     child = fork.fork()
     child.apply([Operation.delete("e2")])
     bank.apply([Operation.add("black dog black dog black dog"), Operation.delete("e1")])

@@ -348,7 +348,7 @@ class Bank:
             text: a question, a fact or words.
             k: how many at most; bm25 gives fewer where fewer share a word with the text.
             speaker: only this speaker's entries, as if the bank held no others.
-            mode: "hybrid" (both of the others, merged by reciprocal rank fusion), "dense" or "bm25".
+            mode: "hybrid" (both of the others, and what neighbours and speakers tell: fusion.py), "dense" or "bm25".
 
         Raises:
             InputError: k below 1, an unknown mode, or a text that is empty or not valid Unicode.

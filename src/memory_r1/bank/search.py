@@ -1,4 +1,4 @@
-"""Ranking live versions for a question: BM25, exact cosine, and the two merged by reciprocal rank fusion.
+"""Ranking live versions for a question: BM25, exact cosine, and the two merged (fusion.py has how).
 
 The score of a row depends on the visible rows alone, never on what was closed, on other scopes or on forks: which
 rows may be seen is settled first (Log.live_rows), and every statistic is taken over those. Of equals, the older leads.
@@ -7,27 +7,22 @@ Left out: approximate nearest neighbours; an exact scan of 100,000 rows takes mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
 from memory_r1.bank.column import Bools, Floats, Rows
+from memory_r1.bank.fusion import LEADERS, Ranking, fuse
 from memory_r1.bank.log import Log, Segment
 from memory_r1.bank.operation import Entry, LoggedOperation
 from memory_r1.bank.words import Words
 
-Ranking = tuple[Rows, Floats]
-"""Rows, best first, and their scores, (N,) each."""
-
-# Chosen on LoCoMo conv-26 and conv-30 by evidence recall of their raw turns. Fusion's usual 60 comes from rankings
-# 1,000 deep; over the few hundred rows of one person's bank it lets two middling ranks outweigh one first place.
-# Any value from 1 to 10 does about as well.
+# Chosen on LoCoMo conv-26 and conv-30 by evidence recall of their raw turns. k1 from 0.6 to 1.2 and b from 0.2 to 0.6
+# do about as well.
 BM25_K1 = 0.9
 BM25_B = 0.4
-FUSION_K = 5
-FUSION_DEPTH = 100
 
 
 class SearchMode(StrEnum):
@@ -118,8 +113,7 @@ def dense_ranking(segments: Sequence[Segment], query: Floats, visible: Bools, de
 
 def _vectors_of(segments: Sequence[Segment], rows: Rows) -> Floats:
     """The vectors of these ascending rows, (N, D)."""
-    places = [rows[(segment.start <= rows) & (rows < segment.stop)] - segment.start for segment in segments]
-    return np.concatenate([s.vectors[place] for s, place in zip(segments, places, strict=True)])
+    return np.concatenate([segment.vectors[segment.places(rows)] for segment in segments])
 
 
 def _leading(scores: Floats, depth: int, slack: float = 0.0) -> Rows:
@@ -136,19 +130,6 @@ def _best(rows: Rows, scores: Floats, depth: int) -> Ranking:
     return rows[order], scores[order]
 
 
-def fuse(rankings: Sequence[Rows]) -> Ranking:
-    """Merge rankings: a row's score is the sum over rankings of 1 / (FUSION_K + rank), ranks from 1.
-
-    Source: Cormack, Clarke and Buettcher, SIGIR 2009.
-    """
-    fused: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, row in enumerate(ranking.tolist(), start=1):
-            fused[row] = fused.get(row, 0.0) + 1 / (FUSION_K + rank)
-    rows = np.array(sorted(fused), dtype=np.int64)
-    return _best(rows, np.array([fused[row] for row in rows.tolist()], dtype=np.float32), len(rows))
-
-
 class Searcher:
     """Ranks the rows of a log; keeps the stems it learnt, for the log and all its branches. Not thread-safe."""
 
@@ -160,13 +141,28 @@ class Searcher:
     ) -> list[Hit]:
         """The k best rows as hits; `query` is the text's vector (D,), None in mode bm25."""
         visible = log.live_rows(speaker)
-        segments = [segment for segment in log.segments if segment.rows]
-        depth = max(FUSION_DEPTH, k) if mode is SearchMode.HYBRID else k
-        rankings = []
-        if mode is not SearchMode.DENSE:
-            index_words(segments, self._words)
-            rankings.append(bm25_ranking(segments, self._words.terms(text), visible, depth))
-        if query is not None and visible.any():
-            rankings.append(dense_ranking(segments, query, visible, depth))
-        rows, scores = rankings[0] if len(rankings) == 1 else fuse([rows for rows, _ in rankings])
+        if not visible.any():
+            return []
+        rows, scores = self._ranking(log, text, query, visible, k, mode)
         return [Hit(log.entry(row), score) for row, score in zip(rows[:k].tolist(), scores[:k].tolist(), strict=True)]
+
+    def _ranking(self, log: Log, text: str, query: Floats | None, visible: Bools, k: int, mode: SearchMode) -> Ranking:
+        segments = [segment for segment in log.segments if segment.rows]
+        if mode is SearchMode.BM25:
+            return self._lexical(segments, text, visible, k)
+        assert query is not None
+        if mode is SearchMode.DENSE:
+            return dense_ranking(segments, query, visible, k)
+        depth = max(LEADERS, k)
+        lexical = self._lexical(segments, text, visible, depth)
+        dense = dense_ranking(segments, query, visible, depth)
+        return fuse(log, np.flatnonzero(visible), lexical, dense, self._names(text))
+
+    def _lexical(self, segments: Sequence[Segment], text: str, visible: Bools, depth: int) -> Ranking:
+        index_words(segments, self._words)
+        return bm25_ranking(segments, self._words.terms(text), visible, depth)
+
+    def _names(self, text: str) -> Callable[[str], bool]:
+        """Whether a text names a speaker: by one word of the name, stop words such as "will" apart."""
+        terms = set(self._words.terms(text))
+        return lambda speaker: not terms.isdisjoint(self._words.terms(speaker))
