@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def hashing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped fake embedder where the command line would load MiniLM."""
-    monkeypatch.setattr("memory_r1.bank.bank.MiniLMEmbedder", HashingEmbedder)
+    monkeypatch.setattr("memory_r1.bank.bank.usual_embedder", lambda maker: HashingEmbedder())
 
 
 @pytest.fixture

@@ -35,10 +35,11 @@ def test_every_command_in_the_docs_parses(page: Path) -> None:
         assert cli.parse(shlex.split(command, comments=True)[1:]) is not None, command
 
 
-def test_the_own_data_page_does_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["own-data.md", "bank.md"])
+def test_a_page_does_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    page = ROOT / "docs" / "own-data.md"
+    page = ROOT / "docs" / name
     monkeypatch.chdir(tmp_path)
     Path("mara.jsonl").write_text(blocks(page, "jsonl")[0], encoding="utf-8")
     for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", blocks(page, "console")[0], re.MULTILINE):

@@ -1,7 +1,7 @@
 """The bank: entries, their history, the turns they came from, and search over them."""
 
 from memory_r1.bank.bank import Bank
-from memory_r1.bank.embed import Embedder, HashingEmbedder, MiniLMEmbedder
+from memory_r1.bank.embed import Embedder, HashingEmbedder, MiniLMEmbedder, embedder_named
 from memory_r1.bank.operation import Applied, BankStats, Entry, LoggedOperation, Operation, OperationKind, StoredTurn
 from memory_r1.bank.search import Hit
 
@@ -18,4 +18,5 @@ __all__ = [
     "Operation",
     "OperationKind",
     "StoredTurn",
+    "embedder_named",
 ]

@@ -17,7 +17,7 @@ from typing import Self
 from memory_r1.bank.branch import BranchStore
 from memory_r1.bank.check import check_embedder, check_operation, check_text, check_turn, claim_embedder, embedded
 from memory_r1.bank.column import Floats
-from memory_r1.bank.embed import Embedder, MiniLMEmbedder
+from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.log import Log
 from memory_r1.bank.operation import (
     Applied,
@@ -79,8 +79,8 @@ class Bank:
         """Open a bank file, created where there is none; ":memory:" gives one that lives as long as the object.
 
         Args:
-            embedder: None is the embedded all-MiniLM-L6-v2, loaded when first needed: by an ADD, an UPDATE, or a
-                dense or hybrid search.
+            embedder: None is the one that made the file's vectors, in a new file the embedded all-MiniLM-L6-v2;
+                loaded when first needed: by an ADD, an UPDATE, or a dense or hybrid search.
             clock: tells the time, with a zone; for tests and for replaying the past.
 
         Raises:
@@ -92,8 +92,15 @@ class Bank:
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
         log = Log(source=store.vectors)
-        embedder, clock = embedder or MiniLMEmbedder(), clock or _utc_now
-        return cls(store, log, scope, embedder, Searcher(), threading.RLock(), clock)
+        return cls(
+            store,
+            log,
+            scope,
+            embedder or usual_embedder(store.embedder()),
+            Searcher(),
+            threading.RLock(),
+            clock or _utc_now,
+        )
 
     def fork(self) -> Bank:
         """A branch in memory: it starts from what this bank says now, and neither sees what the other writes later.

@@ -25,7 +25,7 @@ import numpy as np
 
 from memory_r1.bank.check import check_embedder, claim_embedder, embedded
 from memory_r1.bank.column import Floats
-from memory_r1.bank.embed import Embedder
+from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.operation import LoggedOperation, OperationKind
 from memory_r1.bank.record import KeptTurn, line_of, line_record, turn_of, turn_record
 from memory_r1.bank.replay import Replay
@@ -91,12 +91,13 @@ def _write(out: TextIO, record: Mapping[str, object]) -> None:
 
 
 def import_scope(
-    path: Path | str, scope: str, kept: KeptLog, embedder: Embedder, progress: Progress | None = None
+    path: Path | str, scope: str, kept: KeptLog, embedder: Embedder | None = None, progress: Progress | None = None
 ) -> None:
     """Fill an empty scope of a bank file, made where there is none, in one transaction.
 
     Ids, times and deciders stay. In a file whose numbers are taken by other scopes, operations and entries are
-    numbered on from there. Vectors are taken over if this embedder made them, else made anew.
+    numbered on from there. Vectors are taken over if this embedder made them, else made anew; None is the one that made
+    the file's vectors, in a new file the embedded all-MiniLM-L6-v2.
 
     Raises:
         InputError: the log breaks a rule; names the operation.
@@ -107,6 +108,7 @@ def import_scope(
     check_log(kept)
     with closing(FileStore(str(path), scope)) as store:
         _check_empty(store)
+        embedder = embedder or usual_embedder(store.embedder())
         check_embedder(store.embedder(), embedder)
         vectors = _vectors(kept, embedder, progress)  # before the transaction: nobody waits for a model
         with store.transaction():

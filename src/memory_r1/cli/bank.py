@@ -1,24 +1,26 @@
-"""memory-r1 bank: look into a bank."""
+"""memory-r1 bank: the verbs that look into a bank. Those that edit it are in edit.py, the rest in upkeep.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from memory_r1.cli.flags import BankFlags
+from memory_r1.cli.edit import Add, Delete, Restore, Undo, Update, wall_clock
+from memory_r1.cli.flags import ScopeVerb
 from memory_r1.cli.show import print_json
+from memory_r1.cli.upkeep import DeleteScope, Export, Import, Reembed, Vacuum, Verify
+from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
-    from memory_r1.bank import Entry
+    from memory_r1.bank import Entry, LoggedOperation
 
 
 @dataclass(frozen=True)
-class _Look:
-    where: Annotated[BankFlags, tyro.conf.arg(name="")] = field(default_factory=BankFlags)
+class _Look(ScopeVerb):
     json: bool = False
     """print JSON"""
 
@@ -88,6 +90,52 @@ class History(_Look):
 
 
 @dataclass(frozen=True)
+class AsOf(_Look):
+    """List what the bank believed at a time.
+
+    Example: memory-r1 bank as-of 2026-05-01T12:00 --bank memory.db --scope alice
+    """
+
+    time: Annotated[str, tyro.conf.Positional] = tyro.MISSING
+    """ISO, in UTC where it names no zone; a day alone is its first moment"""
+
+    def run(self) -> int:
+        """Print the entries in their versions of then."""
+        moment = wall_clock(self.time)
+        with self.where.open(existing=True) as bank:
+            entries = bank.as_of(moment)
+        _print_entries(entries, self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Operations(_Look):
+    """List the operations log: what was done, when, by whom; the numbers are what bank undo takes.
+
+    Example: memory-r1 bank log --last 20
+    """
+
+    last: int | None = None
+    """only so many of the last ones"""
+
+    def run(self) -> int:
+        """Print them, oldest first."""
+        if self.last is not None and self.last < 1:
+            raise InputError(f"last is {self.last}, expected at least 1")
+        with self.where.open(existing=True) as bank:
+            lines = bank.operations()[-(self.last or 0) :]
+        if self.json:
+            print_json([_plain_line(line) for line in lines])
+            return 0
+        for line in lines:
+            what = f" {line.entry_id}" if line.entry_id else ""
+            text = f": {line.text}" if line.text else ""
+            undoes = f" (undoes {line.undoes})" if line.undoes else ""
+            print(f"{line.seq} {line.at:%Y-%m-%d %H:%M:%S} {line.kind}{what}{text}{undoes}  by {line.decided_by}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Search(_Look):
     """Search the live entries without asking a model to answer.
 
@@ -132,7 +180,7 @@ class Stats(_Look):
 
 @dataclass(frozen=True)
 class BankVerb:
-    """Look into a bank: list, show, history, search, stats.
+    """Look into a bank, go back in it, move it, keep it in order.
 
     Example: memory-r1 bank search "dogs" --bank memory.db
     """
@@ -143,6 +191,19 @@ class BankVerb:
         | Annotated[History, tyro.conf.subcommand("history")]
         | Annotated[Search, tyro.conf.subcommand("search")]
         | Annotated[Stats, tyro.conf.subcommand("stats")]
+        | Annotated[AsOf, tyro.conf.subcommand("as-of")]
+        | Annotated[Operations, tyro.conf.subcommand("log")]
+        | Annotated[Add, tyro.conf.subcommand("add")]
+        | Annotated[Update, tyro.conf.subcommand("update")]
+        | Annotated[Delete, tyro.conf.subcommand("delete")]
+        | Annotated[Undo, tyro.conf.subcommand("undo")]
+        | Annotated[Restore, tyro.conf.subcommand("restore")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Reembed, tyro.conf.subcommand("reembed")]
+        | Annotated[Vacuum, tyro.conf.subcommand("vacuum")]
+        | Annotated[DeleteScope, tyro.conf.subcommand("delete-scope")]
     ]
 
     def run(self) -> int:
@@ -164,6 +225,12 @@ def _print_entries(entries: Sequence[Entry], as_json: bool) -> None:
 def _plain(entry: Entry) -> dict[str, object]:
     times = {name: _iso(getattr(entry, name)) for name in ("said_at", "valid_from", "valid_to")}
     return {**asdict(entry), **times}
+
+
+def _plain_line(line: LoggedOperation) -> dict[str, object]:
+    from memory_r1.bank.record import line_record
+
+    return line_record(line)
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ import tyro
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
-    from memory_r1.bank import Bank
+    from memory_r1.bank import Bank, Embedder
     from memory_r1.memory.answer import AnswerSettings
     from memory_r1.policy import Policy
 
@@ -25,14 +25,45 @@ class BankFlags:
     """the bank's file"""
     scope: str = "default"
     """whose memory: banks of different scopes never see each other"""
+    embedder: str | None = None
+    """what makes vectors of texts; default: what made the bank's, else all-MiniLM-L6-v2; see docs/bank.md"""
 
     def open(self, *, existing: bool = False) -> Bank:
         """The bank; `existing` refuses to create one."""
         from memory_r1.bank import Bank
 
-        if existing and not self.bank.exists():
+        if existing:
+            self.refuse_missing()
+        return Bank.open(self.bank, scope=self.scope, embedder=self.chosen_embedder())
+
+    def chosen_embedder(self) -> Embedder | None:
+        """The embedder that is named; None leaves it to the bank."""
+        from memory_r1.bank import embedder_named
+
+        return embedder_named(self.embedder) if self.embedder else None
+
+    def refuse_missing(self) -> None:
+        """Raise InputError unless there is such a file."""
+        if not self.bank.exists():
             raise InputError(f"{self.bank}: no such bank: make one with memory-r1 remember FILE --bank {self.bank}")
-        return Bank.open(self.bank, scope=self.scope)
+
+    def refuse_used(self) -> None:
+        """Raise InputError if the scope holds anything; a file that is not there is not made."""
+        if self.bank.exists():
+            with self.open() as bank:
+                if self.scope in bank.scopes():
+                    raise InputError(f"{self.bank}: scope {self.scope!r} is not empty: choose another, or delete it")
+
+    def of(self, scope: str) -> BankFlags:
+        """The same file, another scope."""
+        return replace(self, scope=scope)
+
+
+@dataclass(frozen=True)
+class ScopeVerb:
+    """A verb about one scope of one bank."""
+
+    where: Annotated[BankFlags, tyro.conf.arg(name="")] = field(default_factory=BankFlags)
 
 
 @dataclass(frozen=True)
