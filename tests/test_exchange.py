@@ -206,3 +206,23 @@ def test_any_text_survives_the_round_trip(
     taken_in(exported(folder / "old"), folder / "new")
     assert exported(folder / "new") == exported(folder / "old")
     assert everything(folder / "new") == everything(folder / "old")
+
+
+def test_an_import_into_a_new_file_keeps_the_embedder_of_the_log(old: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(exported(old), encoding="utf-8", newline="\n")
+    import_scope(tmp_path / "new", "default", read_log(tmp_path / "text"))
+    with Bank.open(tmp_path / "new") as bank:
+        assert bank.embedder.name == "hashing-16"
+        assert bank.verify() == []
+
+
+def test_an_import_that_the_files_embedder_forbids_is_refused_before_anything_is_embedded(
+    old: Path, tmp_path: Path
+) -> None:
+    with Bank.open(tmp_path / "new", "other", HashingEmbedder(8)) as other:
+        other.apply([Operation.add("a fact")])
+    (tmp_path / "text").write_text(exported(old, vectors=False), encoding="utf-8", newline="\n")
+    with pytest.raises(BankError, match="hashing-8"):
+        import_scope(tmp_path / "new", "default", read_log(tmp_path / "text"), HashingEmbedder(32))
+    with open_bank(tmp_path / "new") as bank:
+        assert bank.operations() == []

@@ -15,7 +15,15 @@ from types import TracebackType
 from typing import Self
 
 from memory_r1.bank.branch import BranchStore
-from memory_r1.bank.check import check_embedder, check_operation, check_text, check_turn, claim_embedder, embedded
+from memory_r1.bank.check import (
+    check_embedder,
+    check_operation,
+    check_text,
+    check_turn,
+    claim_embedder,
+    embedded,
+    id_of,
+)
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.log import Log
@@ -170,7 +178,7 @@ class Bank:
             planned = plan(self._log, operations, stamp)
             self._store.finish_turns(done, stamp.at)
             if vectors:
-                claim_embedder(self._store, self.embedder)
+                claim_embedder(self._store, id_of(self.embedder))
             self._store.append([line for line, _ in planned], _by_line(planned, vectors))
         return [applied for _, applied in planned]
 
@@ -435,7 +443,7 @@ class Bank:
     def _check_embedder(self, mode: SearchMode) -> None:
         """Refuse to compare vectors of two embedders."""
         if mode is not SearchMode.BM25:
-            check_embedder(self._store.embedder(), self.embedder)
+            check_embedder(self._store.embedder(), id_of(self.embedder))
 
 
 def _by_line(planned: Sequence[tuple[LoggedOperation, Applied]], vectors: dict[int, Floats]) -> dict[int, Floats]:

@@ -57,15 +57,23 @@ def embedded(embedder: Embedder, texts: Sequence[str]) -> Floats:
     return vectors
 
 
+EmbedderId = tuple[str, int]
+"""Name and dimension of an embedder."""
+
+
+def id_of(embedder: Embedder) -> EmbedderId:
+    """What a bank keeps of an embedder; one that learns its dimension at the first use is used for that."""
+    return embedder.name, embedder.dimension
+
+
 class _Maker(Protocol):
-    def embedder(self) -> tuple[str, int] | None: ...
+    def embedder(self) -> EmbedderId | None: ...
 
     def set_embedder(self, name: str, dimension: int) -> None: ...
 
 
-def check_embedder(stored: tuple[str, int] | None, embedder: Embedder) -> None:
+def check_embedder(stored: EmbedderId | None, ours: EmbedderId) -> None:
     """Refuse an embedder that did not make the vectors that are stored; raises BankError."""
-    ours = (embedder.name, embedder.dimension)
     if stored not in (None, ours):
         raise BankError(
             f"the bank's vectors were made by embedder (name, dimension) {stored}, got {ours}: open the bank with the "
@@ -73,9 +81,9 @@ def check_embedder(stored: tuple[str, int] | None, embedder: Embedder) -> None:
         )
 
 
-def claim_embedder(store: _Maker, embedder: Embedder) -> None:
+def claim_embedder(store: _Maker, ours: EmbedderId) -> None:
     """Note who makes a file's vectors, or check that it is the same; only inside a transaction; raises BankError."""
     stored = store.embedder()
-    check_embedder(stored, embedder)
+    check_embedder(stored, ours)
     if stored is None:
-        store.set_embedder(embedder.name, embedder.dimension)
+        store.set_embedder(*ours)

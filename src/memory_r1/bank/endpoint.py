@@ -30,7 +30,8 @@ _CONNECT_TIMEOUT_S = 5.0
 class EndpointEmbedder:
     """A model served elsewhere, known by its name there: the same name must always mean the same weights.
 
-    Safe to share between threads. Nothing is sent before the first `embed` or `dimension`.
+    Safe to share between threads. Nothing is sent before the first `embed` or `dimension`, nor is the address looked
+    at: a bank can be opened, and searched with BM25, without the endpoint.
 
     Args:
         model: the name the endpoint knows the model by.
@@ -44,7 +45,7 @@ class EndpointEmbedder:
             which is 8,192 tokens at OpenAI.
 
     Raises:
-        InputError: base_url is no http(s) address, or a number is out of range.
+        InputError: a number is out of range.
     """
 
     def __init__(
@@ -65,12 +66,8 @@ class EndpointEmbedder:
         self.name = f"endpoint:{model}"
         self._model, self._batch, self._max_characters = model, batch, max_characters
         self._timeout_s, self._retries = timeout_s, retries
-        self._url, self._userinfo = _address(base_url)
-        self._key = _first(api_key, "MEMORY_R1_API_KEY", "OPENAI_API_KEY")
+        self._base_url, self._api_key = base_url, api_key
         self._dimension: int | None = None
-
-    def __repr__(self) -> str:
-        return f"EndpointEmbedder({self._model!r} at {self._url})"
 
     @property
     def dimension(self) -> int:
@@ -85,6 +82,7 @@ class EndpointEmbedder:
 
         Raises:
             EndpointError: the endpoint is down, refuses, or answers something that is not a vector for each text.
+            InputError: the base URL is no http(s) address.
             PolicyError: OpenAI's own endpoint without a key, or a key that no header can carry.
         """
         if not texts:
@@ -109,23 +107,34 @@ class EndpointEmbedder:
             raise self._error(f"answered with a body that is not JSON: {body!r}", "check the base URL") from None
 
     @cached_property
-    def _client(self) -> openai.OpenAI:
-        import openai  # half a second, so only where it is used
+    def _address(self) -> tuple[str, str]:
+        """The URL, fit to be shown, and the user:password that stood in it."""
+        return _split(_first(self._base_url, "MEMORY_R1_BASE_URL", "OPENAI_BASE_URL") or _OPENAI_URL)
 
-        if self._key is None and urlsplit(self._url).hostname == "api.openai.com" and not self._userinfo:
-            raise PolicyError(f"{self._url} needs an API key: set MEMORY_R1_API_KEY, or give another base URL")
-        if self._key is not None and not (self._key.isascii() and self._key.isprintable()):
+    @cached_property
+    def _key(self) -> str:
+        key = _first(self._api_key, "MEMORY_R1_API_KEY", "OPENAI_API_KEY")
+        url, userinfo = self._address
+        if key is None and urlsplit(url).hostname == "api.openai.com" and not userinfo:
+            raise PolicyError(f"{url} needs an API key: set MEMORY_R1_API_KEY, or give another base URL")
+        if key is not None and not (key.isascii() and key.isprintable()):
             raise PolicyError(
                 "the API key holds characters no HTTP header can carry, expected printable ASCII: copy it again"
             )
+        return key or _LOCAL_KEY
+
+    @cached_property
+    def _client(self) -> openai.OpenAI:
+        import openai  # half a second, so only where it is used
+
+        url, userinfo = self._address
         timeout = openai.Timeout(self._timeout_s, connect=min(self._timeout_s, _CONNECT_TIMEOUT_S))
-        token = b64encode(unquote(self._userinfo).encode()).decode()
         return openai.OpenAI(
-            api_key=self._key or _LOCAL_KEY,
-            base_url=self._url,
+            api_key=self._key,
+            base_url=url,
             timeout=timeout,
             max_retries=self._retries,
-            default_headers={"Authorization": f"Basic {token}"} if self._userinfo else {},
+            default_headers={"Authorization": f"Basic {_token(userinfo)}"} if userinfo else {},
         )
 
     def _vectors(self, reply: object, count: int) -> Floats:
@@ -158,12 +167,14 @@ class EndpointEmbedder:
 
     def _error(self, what: str, check: str) -> EndpointError:
         """One line without secrets. To be raised `from None`: a server may have echoed the key into the cause."""
-        password = self._userinfo.partition(":")[2]
-        for secret in (self._key, self._userinfo, password, unquote(password)):
-            what = what.replace(secret, "***") if secret else what
+        url, userinfo = self._address
+        password = userinfo.partition(":")[2]
+        secrets = {self._key, userinfo, _token(userinfo), password, unquote(password)} - {"", _LOCAL_KEY}
+        for secret in sorted(secrets, key=len, reverse=True):
+            what = what.replace(secret, "***")
         what = " ".join(what.split())
         what = what if len(what) <= 300 else f"{what[:300]}..."
-        return EndpointError(f"{self.name} at {self._url}: {what}; {check}")
+        return EndpointError(f"{self.name} at {url}: {what}; {check}")
 
 
 def _unit_vectors(reply: Any, count: int) -> Floats:
@@ -191,9 +202,8 @@ def _unit_vectors(reply: Any, count: int) -> Floats:
     return unit
 
 
-def _address(base_url: str | None) -> tuple[str, str]:
-    """Where the endpoint is, fit to be shown, and the user:password that stood in it."""
-    url = _first(base_url, "MEMORY_R1_BASE_URL", "OPENAI_BASE_URL") or _OPENAI_URL
+def _split(url: str) -> tuple[str, str]:
+    """An address without its user:password, and that; raises InputError."""
     # the URL is not quoted: what is wrong with it may stand beside a password
     unusable = InputError("the base URL cannot be used, expected http(s)://host[:port]/path as in http://host:8000/v1")
     try:
@@ -205,6 +215,11 @@ def _address(base_url: str | None) -> tuple[str, str]:
         raise unusable
     userinfo, _, host = parts.netloc.rpartition("@")
     return f"{parts.scheme}://{host}{parts.path.rstrip('/')}", userinfo
+
+
+def _token(userinfo: str) -> str:
+    """What basic authentication sends."""
+    return b64encode(unquote(userinfo).encode()).decode()
 
 
 def _first(argument: str | None, *variables: str) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from memory_r1.bank.check import check_embedder, claim_embedder, embedded
+from memory_r1.bank.check import EmbedderId, check_embedder, claim_embedder, embedded, id_of
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.operation import LoggedOperation, OperationKind
@@ -97,7 +97,7 @@ def import_scope(
 
     Ids, times and deciders stay. In a file whose numbers are taken by other scopes, operations and entries are
     numbered on from there. Vectors are taken over if this embedder made them, else made anew; None is the one that made
-    the file's vectors, in a new file the embedded all-MiniLM-L6-v2.
+    the file's vectors, in a new file the one that made the log's, else the embedded all-MiniLM-L6-v2.
 
     Raises:
         InputError: the log breaks a rule; names the operation.
@@ -108,13 +108,13 @@ def import_scope(
     check_log(kept)
     with closing(FileStore(str(path), scope)) as store:
         _check_empty(store)
-        embedder = embedder or usual_embedder(store.embedder())
-        check_embedder(store.embedder(), embedder)
-        vectors = _vectors(kept, embedder, progress)  # before the transaction: nobody waits for a model
+        stored = store.embedder()
+        embedder = embedder or usual_embedder(stored or kept.embedder)
+        maker, vectors = _vectors(kept, stored, embedder, progress)  # before the transaction: nobody waits for a model
         with store.transaction():
             _check_empty(store)
             if vectors:
-                claim_embedder(store, embedder)
+                claim_embedder(store, maker)
             shift = max(0, store.head()[0] + 1 - kept.lines[0].seq) if kept.lines else 0
             store.append([_shifted(line, shift) for line in kept.lines], {n + shift: v for n, v in vectors.items()})
             store.keep_turns(kept.turns)
@@ -147,11 +147,15 @@ def _shifted(line: LoggedOperation, shift: int) -> LoggedOperation:
     return replace(line, seq=line.seq + shift, batch=line.batch + shift, undoes=undoes, entry_id=entry_id)
 
 
-def _vectors(kept: KeptLog, embedder: Embedder, progress: Progress | None) -> dict[int, Floats]:
-    """The vectors of the versions that a log opens, by line number."""
+def _vectors(
+    kept: KeptLog, stored: EmbedderId | None, embedder: Embedder, progress: Progress | None
+) -> tuple[EmbedderId, dict[int, Floats]]:
+    """Who made the vectors of the versions that a log opens, and the vectors by line number."""
     opened = [line for line in kept.lines if line.kind in (OperationKind.ADD, OperationKind.UPDATE)]
-    if kept.embedder == (embedder.name, embedder.dimension) and all(line.seq in kept.vectors for line in opened):
-        return {line.seq: kept.vectors[line.seq] for line in opened}
+    if kept.embedder and kept.embedder[0] == embedder.name and all(line.seq in kept.vectors for line in opened):
+        return kept.embedder, {line.seq: kept.vectors[line.seq] for line in opened}
+    if opened:
+        check_embedder(stored, id_of(embedder))  # before hours of work
     vectors: dict[int, Floats] = {}
     for start in range(0, len(opened), EMBED_AT_ONCE):
         chunk = opened[start : start + EMBED_AT_ONCE]
@@ -159,7 +163,7 @@ def _vectors(kept: KeptLog, embedder: Embedder, progress: Progress | None) -> di
         vectors.update(zip((line.seq for line in chunk), embedded(embedder, texts), strict=True))
         if progress:
             progress(start + len(chunk), len(opened))
-    return vectors
+    return (id_of(embedder) if opened else ("", 0)), vectors
 
 
 def read_log(path: Path, progress: Progress | None = None) -> KeptLog:

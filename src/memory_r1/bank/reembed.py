@@ -22,11 +22,12 @@ from memory_r1.bank.embed import Embedder
 from memory_r1.bank.file import File
 from memory_r1.bank.operation import iso
 from memory_r1.bank.search import searchable
+from memory_r1.bank.store import LAST
 from memory_r1.errors import BankError, InputError
 
 CHUNK = 256
 ROUNDS = 8  # so often what others wrote meanwhile is embedded before they are made to wait
-LAST_FEW = 32  # for at most so many texts
+LAST_FEW = 64  # for at most so many texts
 
 _OPENS = "kind IN ('ADD', 'UPDATE')"
 _NEXT_NUMBER = "max(ifnull((SELECT max(seq) FROM operations), 0), ifnull((SELECT max(seq) FROM resets), 0)) + 1"
@@ -111,10 +112,12 @@ class _Work:
             return before, self._file.number("SELECT count(*) FROM next_vectors")
 
     def _catch_up(self) -> None:
-        """Give every version that has no next vector one, a chunk at a time; nobody waits for the model."""
-        total, after = self._file.number(f"SELECT count(*) FROM operations WHERE {_OPENS}"), 0
+        """Give every version opened so far a next vector, a chunk at a time; nobody waits for the model."""
+        head = self._file.one(f"SELECT count(*), ifnull(max(seq), 0) FROM operations WHERE {_OPENS}")
+        assert head is not None
+        total, last, after = *head, 0
         done = self._file.number("SELECT count(*) FROM next_vectors")
-        while rows := self._missing(after, self._chunk):
+        while rows := self._missing(after, last, self._chunk):
             vectors = self._vectors_of(rows)
             with self._file.transaction():
                 if not self._is_due():
@@ -133,7 +136,7 @@ class _Work:
         with self._file.transaction():
             if not self._is_due():
                 return True
-            rows = self._missing(0, allowed + 1)
+            rows = self._missing(0, LAST, allowed + 1)
             if len(rows) > allowed:
                 return False
             kept = self._keep(rows, self._vectors_of(rows)) if rows else 0
@@ -156,12 +159,12 @@ class _Work:
             f"{self._maker}: settle on one embedder and call again"
         )
 
-    def _missing(self, after: int, limit: int) -> list[sqlite3.Row]:
-        """The lines after this one that opened a version which has no next vector, in order."""
+    def _missing(self, after: int, last: int, limit: int) -> list[sqlite3.Row]:
+        """The first lines after `after`, up to `last`, that opened a version which has no next vector."""
         return self._file.all(
             "SELECT seq, text, speaker FROM operations LEFT JOIN next_vectors USING (seq) "
-            f"WHERE seq > ? AND vector IS NULL AND {_OPENS} ORDER BY seq LIMIT ?",
-            after, limit,
+            f"WHERE seq > ? AND seq <= ? AND vector IS NULL AND {_OPENS} ORDER BY seq LIMIT ?",
+            after, last, limit,
         )  # fmt: skip
 
     def _vectors_of(self, rows: Sequence[sqlite3.Row]) -> Floats:

@@ -41,9 +41,8 @@ def parse(arguments: Sequence[str] | None = None) -> Verb:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    verb = parse(arguments)
     try:
-        code = verb.run()
+        code = parse(arguments).run()
         sys.stdout.flush()
         return code
     except MemoryR1Error as error:

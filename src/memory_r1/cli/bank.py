@@ -173,7 +173,8 @@ class Stats(_Look):
         if self.json:
             print_json({**stats, "scopes": scopes})
             return 0
-        for name, value in {**stats, "scopes": ", ".join(scopes)}.items():
+        counts = ", ".join(f"{count} {kind}" for kind, count in stats["operations"].items())
+        for name, value in {**stats, "operations": counts, "scopes": ", ".join(scopes)}.items():
             print(f"{name.replace('_', ' '):14} {value}")
         return 0
 
