@@ -1,12 +1,11 @@
-"""What the bank promises about its file: durability, other writers, and files that are no banks."""
+"""What the bank promises about its file: what was written is there, and files that are no banks are left alone.
+
+Left out: crashes, full disks (test_bank_faults.py) and many writers (test_bank_crowd.py).
+"""
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,26 +164,6 @@ def test_a_truncated_bank_is_refused(tmp_path: Path) -> None:
         open_bank(tmp_path / "bank").entries()
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [("PRAGMA query_only = ON", "readonly"), ("PRAGMA max_page_count = 1", "full")],
-    ids=["read-only", "disk-full"],
-)
-def test_a_write_that_the_file_refuses_leaves_nothing_half_written(tmp_path: Path, fault: str, message: str) -> None:
-    bank = open_bank(tmp_path / "bank")
-    bank.add_turns([StoredTurn("t1", "Ann", "hello")])
-    bank.apply([Operation.add("before")])
-    bank._store._connection.execute(fault)  # type: ignore[union-attr]
-    with pytest.raises(BankFileError, match=message):
-        bank.apply([Operation.add("y" * 10_000), Operation.delete("e1")], done=["t1"])
-    with pytest.raises(BankFileError, match=message):
-        bank.add_turns([StoredTurn("t2", "Ann", "z" * 10_000)])
-    for reader in (bank, open_bank(tmp_path / "bank")):
-        assert texts(reader) == ["before"]
-        assert [turn.id for turn in reader.pending_turns()] == ["t1"]
-        assert len(reader.operations()) == 1
-
-
 def test_a_closed_bank_says_so(tmp_path: Path) -> None:
     bank = open_bank(tmp_path / "bank")
     bank.close()
@@ -252,25 +231,6 @@ def test_no_write_lock_is_held_while_the_embedder_works(tmp_path: Path) -> None:
     assert [line.kind for line in bank.operations()] == [OperationKind.NOOP, OperationKind.ADD]
 
 
-def test_eight_threads_adding_the_same_two_facts_leave_two_entries(tmp_path: Path) -> None:
-    shared = open_bank(tmp_path / "bank")
-    start = threading.Barrier(8)
-
-    def remember(bank: Bank) -> None:
-        start.wait()
-        for fact in ("Ann has a dog", "Ann likes tea"):
-            bank.apply([Operation.add(fact, speaker="Ann")])
-
-    banks = [shared if number % 2 else open_bank(tmp_path / "bank") for number in range(8)]
-    threads = [threading.Thread(target=remember, args=(bank,)) for bank in banks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(texts(shared)) == ["Ann has a dog", "Ann likes tea"]
-    assert len(shared.operations()) == 16
-
-
 def test_readers_and_a_writer_share_one_bank_object(tmp_path: Path) -> None:
     bank = open_bank(tmp_path / "bank")
     failures: list[BaseException] = []
@@ -294,42 +254,3 @@ def test_readers_and_a_writer_share_one_bank_object(tmp_path: Path) -> None:
         reader.join()
     assert failures == []
     assert len(bank.entries()) == 60
-
-
-def run(script: str, *arguments: object, stdout: int | None = None) -> subprocess.Popen[str]:
-    """Start a Python process that has a bank open as `bank` on its first argument."""
-    opened = "import sys; from memory_r1.bank import *; bank = Bank.open(sys.argv[1], embedder=HashingEmbedder(16))\n"
-    return subprocess.Popen([sys.executable, "-c", opened + script, *map(str, arguments)], stdout=stdout, text=True)
-
-
-def test_four_processes_adding_to_one_file_lose_nothing(tmp_path: Path) -> None:
-    script = "for n in range(50): bank.apply([Operation.add(f'{sys.argv[2]} says {n}')])"
-    processes = [run(script, tmp_path / "bank", name) for name in "abcd"]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0, 0]
-    bank = open_bank(tmp_path / "bank")
-    assert sorted(texts(bank)) == sorted(f"{name} says {number}" for name in "abcd" for number in range(50))
-    assert len({entry.id for entry in bank.entries()}) == 200
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a kill that cannot be caught")
-def test_a_killed_process_loses_no_acknowledged_batch_and_leaves_no_half_one(tmp_path: Path) -> None:
-    script = """
-bank.add_turns([StoredTurn(f"t{n}", "Ann", f"turn {n}") for n in range(5000)])
-for n in range(5000):
-    bank.apply([Operation.add(f"fact {n} part {part}") for part in range(4)], done=[f"t{n}"])
-    print(n, flush=True)
-"""
-    for attempt, batches in enumerate((3, 17, 40)):
-        path = tmp_path / f"bank{attempt}"
-        with run(script, path, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            acknowledged = [int(process.stdout.readline()) for _ in range(batches)]
-            os.kill(process.pid, signal.SIGKILL)
-            acknowledged += [int(line) for line in process.stdout.read().split("\n")[:-1]]
-        bank = open_bank(path)
-        parts = len(bank.entries())
-        pending = {turn.id for turn in bank.pending_turns()}
-        assert parts % 4 == 0
-        assert parts // 4 in (len(acknowledged), len(acknowledged) + 1)
-        assert pending == {f"t{number}" for number in range(parts // 4, 5000)}
-        assert len(bank.search("fact part", k=parts)) == parts

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from memory_r1.bank import Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
+from memory_r1.bank.reembed import reembed
 from memory_r1.bank.schema import APPLICATION_ID, MIGRATIONS
 from memory_r1.errors import BankError, UnknownEntryError
 
@@ -246,3 +247,25 @@ def test_a_bank_of_the_first_schema_is_brought_up_to_date_whole(tmp_path: Path) 
 
 def test_every_schema_has_a_test_that_starts_from_it() -> None:
     assert len(MIGRATIONS) == 2, "add a test that opens a file of the schema before the newest"
+
+
+@pytest.mark.parametrize("event", ["scope deleted", "re-embedded"])
+def test_a_fork_that_never_read_its_vectors_says_that_the_file_changed_under_it(tmp_path: Path, event: str) -> None:
+    with open_bank(tmp_path / "bank") as bank:
+        bank.apply([Operation.add("green tea"), Operation.add("a dog")])
+        fork = bank.fork()
+        if event == "scope deleted":
+            bank.delete_scope()
+        else:
+            reembed(tmp_path / "bank", Renamed(16))
+        with pytest.raises(BankError, match="fork again"):
+            fork.search("tea", mode="dense")
+        assert [entry.text for entry in fork.search("tea", mode="bm25")] == ["green tea"]
+
+
+class Renamed(HashingEmbedder):
+    """Another embedder of the same dimension."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(dimension)
+        self.name = "renamed"

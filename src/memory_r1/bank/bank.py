@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -99,7 +100,7 @@ class Bank:
         if not str(path) or "\0" in str(path):
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
-        log = Log(source=store.vectors)
+        log = _new_log(store)
         return cls(
             store,
             log,
@@ -398,9 +399,10 @@ class Bank:
             return
         reset = self._store.last_reset()
         if reset != self._reset:
-            self._log, self._reset = Log(source=self._store.vectors), reset
+            self._log, self._reset = _new_log(self._own_file()), reset
         for line in self._store.lines(after=self._log.position):
             self._log.append(line)
+        self._store.caught_up()
 
     def _stamp(self, decided_by: str) -> LoggedOperation:
         """The first line of a new batch, as far as all of its lines share it; only inside a transaction."""
@@ -456,6 +458,11 @@ def _search_mode(mode: str) -> SearchMode:
         return SearchMode(mode)
     except ValueError as error:
         raise InputError(f"search mode is {mode!r}, expected one of: {', '.join(SearchMode)}") from error
+
+
+def _new_log(store: FileStore) -> Log:
+    """An empty log over a file; its vectors are those of the file until the next reset."""
+    return Log(source=partial(store.vectors_until, store.last_reset()))
 
 
 def _utc_now() -> datetime:

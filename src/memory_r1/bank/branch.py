@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
+import numpy as np
+
 from memory_r1.bank.column import Floats
+from memory_r1.bank.lines import Lines
 from memory_r1.bank.operation import LoggedOperation, StoredTurn
 from memory_r1.bank.store import FileStore, refuse_other_content, refuse_to_finish
 
@@ -60,6 +63,9 @@ class BranchStore:
         """Lines may have come; to look costs no more than to know."""
         return True
 
+    def caught_up(self) -> None:
+        """Nothing to remember."""
+
     def last_reset(self) -> int:
         """A branch is never reset: it keeps what it left with."""
         return 0
@@ -68,13 +74,16 @@ class BranchStore:
         """Number and time of the last log line."""
         return self._head
 
-    def lines(self, after: int) -> list[LoggedOperation]:
+    def lines(self, after: int) -> Iterator[Lines]:
         """The branch's own log lines after this number, in order."""
-        return [line for line in self._lines if line.seq > after]
+        if self._lines and after < self._lines[-1].seq:
+            yield Lines.of(line for line in self._lines if line.seq > after)
 
-    def vectors(self, after: int) -> list[tuple[int, Floats]]:
-        """Line number and vector of every entry version the branch's own lines opened after this one, in order."""
-        return [(seq, vector) for seq, vector in self._vectors.items() if seq > after]
+    def vectors(self, after: int) -> Iterator[tuple[int, Floats]]:
+        """The vectors of the entry versions that the branch's own lines opened after this one; see VectorSource."""
+        new = [(seq, vector) for seq, vector in self._vectors.items() if seq > after]
+        if new:
+            yield new[-1][0], np.stack([vector for _, vector in new])
 
     def embedder(self) -> tuple[str, int] | None:
         """Name and dimension of the embedder that made the vectors; None while there are none."""

@@ -31,22 +31,17 @@ class Column:
         """Everything appended so far, (N,) or (N, width), without a copy."""
         return self._buffer[: self._length]
 
-    def append(self, value: int | float) -> None:
-        """Append one number."""
-        self._reserve(self._length + 1)
-        self._buffer[self._length] = value
-        self._length += 1
-
     def extend(self, values: NDArray[Any]) -> None:
         """Append a block, (M,) or (M, width)."""
         length = self._length + len(values)
-        self._reserve(length)
+        self.reserve(length)
         self._buffer[self._length : length] = values
         self._length = length
 
-    def _reserve(self, length: int) -> None:
+    def reserve(self, length: int) -> None:
+        """Make room for this many in all, if need be for twice as many: what stays empty takes addresses, no memory."""
         if length <= len(self._buffer):
             return
-        grown = np.empty((max(length, 2 * len(self._buffer), 16), *self._buffer.shape[1:]), self._buffer.dtype)
+        grown = np.empty((max(2 * length, 16), *self._buffer.shape[1:]), self._buffer.dtype)
         grown[: self._length] = self.view
         self._buffer = grown

@@ -141,7 +141,7 @@ class EndpointEmbedder:
         """Read the endpoint's JSON, of which nothing is taken for granted, (count, D)."""
         try:
             vectors = _unit_vectors(reply, count)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # JSON's integers know no end
             raise self._error(f"answered {error}", "check that the model is an embedding model") from None
         if self._dimension not in (None, vectors.shape[1]):
             what = f"gave vectors of {vectors.shape[1]} numbers, before they had {self._dimension}"
@@ -193,7 +193,7 @@ def _unit_vectors(reply: Any, count: int) -> Floats:
             raise ValueError(f"{row!r:.100}, expected a list of numbers under embedding")
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"vectors of several lengths: {sorted({len(row) for row in rows})}")
-    vectors = np.array([[float(number) for number in row] for row in rows])
+    vectors = np.array(rows, dtype=np.float64)
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths) & (lengths > 0)).all():

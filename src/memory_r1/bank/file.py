@@ -23,6 +23,7 @@ class File:
         with file_errors(path):
             self._connection = _connect(path)
         self._seen: int | None = None
+        self._found: int | None = None
 
     def close(self) -> None:
         """Release the file; safe to repeat."""
@@ -57,11 +58,14 @@ class File:
             raise
 
     def changed(self) -> bool:
-        """Whether anybody may have written since this was last asked."""
+        """Whether anybody may have written since `caught_up` was last called."""
         with file_errors(self.path):
-            version = _pragma(self._connection, "data_version")
-        before, self._seen = self._seen, version
-        return version != before
+            self._found = _pragma(self._connection, "data_version")
+        return self._found != self._seen
+
+    def caught_up(self) -> None:
+        """Everything that was there when `changed` was last asked is known by now."""
+        self._seen = self._found
 
     def all(self, sql: str, *values: object) -> list[sqlite3.Row]:
         """The rows that a statement gives."""

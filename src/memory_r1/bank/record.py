@@ -91,8 +91,10 @@ def _text(record: Record, name: str) -> str:
     value = record[name]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r:.60}, expected a text that is not empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{name} has a lone surrogate, expected valid Unicode")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has a lone surrogate at character {error.start}, expected valid Unicode") from error
     return value
 
 

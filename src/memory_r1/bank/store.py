@@ -11,17 +11,20 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 
 from memory_r1.bank.column import Floats
-from memory_r1.bank.file import File
+from memory_r1.bank.file import File, file_errors
+from memory_r1.bank.lines import FIELDS, Lines, operation_of
 from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn, iso
 from memory_r1.bank.record import KeptTurn
 from memory_r1.bank.schema import GUARD_DELETIONS
 from memory_r1.errors import BankError, ConflictError
 
 LAST = 2**63 - 1
+_BLOCK = 256  # rows fetched at once: with their vectors, about what a processor caches
 
 
 class FileStore(File):
@@ -44,18 +47,40 @@ class FileStore(File):
         """The number of the last event after which the log has to be read anew, 0 where there was none."""
         return self.number("SELECT ifnull(max(seq), 0) FROM resets")
 
-    def lines(self, after: int) -> list[LoggedOperation]:
-        """The scope's log lines after this number, in order."""
-        rows = self.all("SELECT * FROM operations WHERE scope = ? AND seq > ? ORDER BY seq", self.scope, after)
-        return [_line(row) for row in rows]
+    def lines(self, after: int) -> Iterator[Lines]:
+        """The scope's log lines after this number, in order, some thousands at a time."""
+        sql = f"SELECT {', '.join(FIELDS)} FROM operations WHERE scope = ? AND seq > ? ORDER BY seq"
+        for block in self._blocks(sql, self.scope, after):
+            yield Lines(block)
 
-    def vectors(self, after: int) -> list[tuple[int, Floats]]:
-        """Line number and vector of every entry version the scope's log opened after this line, in order."""
-        rows = self.all(
-            "SELECT seq, vector FROM vectors JOIN operations USING (seq) WHERE scope = ? AND seq > ? ORDER BY seq",
-            self.scope, after,
-        )  # fmt: skip
-        return [(row["seq"], np.frombuffer(row["vector"], dtype="<f4")) for row in rows]
+    def vectors(self, after: int) -> Iterator[tuple[int, Floats]]:
+        """The vectors of the entry versions that the scope's log opened after this line; see VectorSource."""
+        # By the seq of operations, which its index gives in order: by the seq of vectors, SQLite would sort.
+        sql = (
+            "SELECT operations.seq, vector FROM operations JOIN vectors USING (seq) "
+            "WHERE scope = ? AND operations.seq > ? ORDER BY operations.seq"
+        )
+        for block in self._blocks(sql, self.scope, after):
+            lines, vectors = zip(*block, strict=True)
+            yield lines[-1], np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(vectors), -1)
+
+    def _blocks(self, sql: str, *values: object) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows that a statement gives, some thousands at a time and as plain tuples, which cost half of Rows."""
+        with file_errors(self.path):
+            cursor = self._connection.cursor()
+            cursor.row_factory = None
+            cursor.execute(sql, values)
+            while block := cursor.fetchmany(_BLOCK):
+                yield block
+
+    def vectors_until(self, reset: int, after: int) -> Iterator[tuple[int, Floats]]:
+        """`vectors`, for a log that began after this reset; raises BankError when the file was reset since."""
+        with self.snapshot():
+            if self.last_reset() != reset:
+                raise BankError(
+                    f"{self.path}: was re-embedded, or a scope of it deleted, after this fork was made: fork again"
+                )
+            yield from self.vectors(after)
 
     def lines_with_vectors(self) -> Iterator[tuple[LoggedOperation, bytes | None]]:
         """The scope's log one line at a time, with the vector of the version it opens, if any, as it is stored."""
@@ -222,20 +247,7 @@ def refuse_to_finish(turn_id: str, known: bool) -> None:
 
 
 def _line(row: sqlite3.Row) -> LoggedOperation:
-    return LoggedOperation(
-        seq=row["seq"],
-        kind=OperationKind(row["kind"]),
-        at=datetime.fromisoformat(row["at"]),
-        decided_by=row["decided_by"],
-        entry_id=row["entry_id"],
-        version=row["version"],
-        text=row["text"],
-        speaker=row["speaker"],
-        said_at=_time(row["said_at"]),
-        turn_ids=tuple(json.loads(row["turn_ids"])),
-        batch=row["batch"],
-        undoes=row["undoes"],
-    )
+    return operation_of([row[name] for name in FIELDS])
 
 
 def _turn(row: sqlite3.Row) -> StoredTurn:

@@ -112,8 +112,11 @@ def _take_back(log: Log, lines: Sequence[LoggedOperation], stamp: LoggedOperatio
     First what came is closed, then what was changed is changed back, last what went comes back: so two entries that
     swapped their texts swap them again.
     """
-    places = list(dict.fromkeys(line.entry_id for line in reversed(lines) if _changes(line)))
-    changes = [_Change.of(log, [line for line in lines if _changes(line) and line.entry_id == key]) for key in places]
+    by_entry: dict[str | None, list[LoggedOperation]] = {}
+    for line in reversed(lines):
+        if line.kind is not OperationKind.NOOP:
+            by_entry.setdefault(line.entry_id, []).append(line)
+    changes = [_Change.of(log, first=group[-1], last=group[0]) for group in by_entry.values()]
     changes = [change for change in changes if not change.is_nothing]
     numbered = iter(range(stamp.seq, stamp.seq + 2 * len(changes)))
     closed = [change for change in changes if change.before is None]
@@ -133,10 +136,6 @@ def _take_back(log: Log, lines: Sequence[LoggedOperation], stamp: LoggedOperatio
         yield _bring_back(log, before, replace(stamp, seq=next(numbered)))
 
 
-def _changes(line: LoggedOperation) -> bool:
-    return line.kind is not OperationKind.NOOP
-
-
 @dataclass(frozen=True)
 class _Change:
     """What became of one entry: the version live before a batch and the one live now, None for none."""
@@ -145,8 +144,8 @@ class _Change:
     live: Entry | None
 
     @classmethod
-    def of(cls, log: Log, lines: Sequence[LoggedOperation]) -> _Change:
-        first, last = lines[0], lines[-1]
+    def of(cls, log: Log, first: LoggedOperation, last: LoggedOperation) -> _Change:
+        """Given the first and the last line of the batch about the entry; raises ConflictError if it changed since."""
         assert first.entry_id is not None
         versions = {entry.version: entry for entry in log.versions(first.entry_id)}
         live = log.live(first.entry_id)

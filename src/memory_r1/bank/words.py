@@ -20,6 +20,8 @@ _STOP_WORDS = """
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
+LONGEST_STEMMED = 64  # what is longer is no English word, and stemming a megabyte takes a third of a second
+
 _CJK = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff\u0e00-\u0eff"  # \w lacks combining marks
 _TERM = re.compile(rf"[{_CJK}]|[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*")
@@ -38,6 +40,8 @@ class Words:
         return [self._stem(word) for word in words if word not in STOP_WORDS]
 
     def _stem(self, word: str) -> str:
+        if len(word) > LONGEST_STEMMED:
+            return word
         stem = self._stems.get(word)
         if stem is None:
             stem = self._stems[word] = self._stemmer.stemWord(word)
