@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memory_r1.bank import Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
@@ -254,3 +255,15 @@ def test_readers_and_a_writer_share_one_bank_object(tmp_path: Path) -> None:
         reader.join()
     assert failures == []
     assert len(bank.entries()) == 60
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), 3.0])
+def test_an_embedder_that_gives_no_unit_vectors_is_refused_and_nothing_is_written(tmp_path: Path, value: float) -> None:
+    class Careless(HashingEmbedder):
+        def embed(self, texts: Sequence[str]) -> Floats:
+            return super().embed(texts) * np.float32(value)
+
+    with Bank.open(tmp_path / "bank", embedder=Careless(16)) as bank:
+        with pytest.raises(BankError, match="expected 1: mend the embedder"):
+            bank.apply([Operation.add("tea")])
+        assert bank.operations() == []

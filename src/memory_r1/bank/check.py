@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder
 from memory_r1.bank.operation import Operation, OperationKind, StoredTurn, storable
@@ -47,15 +49,25 @@ def check_text(name: str, text: str) -> None:
 
 
 def embedded(embedder: Embedder, texts: Sequence[str]) -> Floats:
-    """The vectors of texts, (N, D); raises BankError when the embedder breaks its promise of the shape."""
+    """The vectors of texts, (N, D); raises BankError when the embedder breaks its promise of shape and length."""
     vectors = embedder.embed(texts)
     if vectors.shape != (len(texts), embedder.dimension):
         raise BankError(
             f"embedder {embedder.name!r} gave vectors of shape {vectors.shape}, "
             f"expected {(len(texts), embedder.dimension)}: mend the embedder"
         )
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.all(np.abs(lengths - 1) < UNIT_SLACK):  # NaN too
+        worst = int(np.argmax(~(np.abs(lengths - 1) < UNIT_SLACK)))
+        raise BankError(
+            f"embedder {embedder.name!r} gave a vector of length {lengths[worst]:.4g} for {texts[worst]!r:.60}, "
+            "expected 1: mend the embedder"
+        )
     return vectors
 
+
+UNIT_SLACK = 1e-3
+"""How far from 1 the length of a vector may be."""
 
 EmbedderId = tuple[str, int]
 """Name and dimension of an embedder."""

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from memory_r1.bank.check import EmbedderId, check_embedder, claim_embedder, embedded, id_of
+from memory_r1.bank.check import UNIT_SLACK, EmbedderId, check_embedder, claim_embedder, embedded, id_of
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.operation import LoggedOperation, OperationKind
@@ -249,6 +249,6 @@ def _vector(coded: object, embedder: tuple[str, int] | None) -> Floats:
         vector = np.frombuffer(base64.b64decode(str(coded), validate=True), dtype="<f4").astype(np.float32)
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"vector cannot be read ({error}), expected float32 numbers in base64") from error
-    if len(vector) != embedder[1] or not abs(float(np.linalg.norm(vector)) - 1) < 1e-3:
+    if len(vector) != embedder[1] or not abs(float(np.linalg.norm(vector)) - 1) < UNIT_SLACK:
         raise ValueError(f"vector has {len(vector)} numbers, expected {embedder[1]}, together of length 1")
     return vector

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memory_r1.bank.check import UNIT_SLACK
 from memory_r1.bank.file import File
 from memory_r1.bank.operation import iso
 from memory_r1.bank.record import line_of, turn_of
 from memory_r1.bank.replay import Replay
 from memory_r1.bank.schema import GUARDS
-
-UNIT_SLACK = 1e-3  # how far from 1 the length of a vector may be
 
 
 def verify(file: File) -> list[str]:
