@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from memory_r1.bank.operation import Entry, LoggedOperation, OperationKind, iso
 
@@ -23,6 +23,15 @@ Row = Sequence[Any]
 
 _KINDS = {kind.value: kind for kind in OperationKind}
 _REPEATED = {"at", "decided_by", "speaker", "said_at"}
+
+
+class Outline(NamedTuple):
+    """A line without what it is about; the fields are those of LoggedOperation."""
+
+    seq: int
+    kind: OperationKind
+    batch: int
+    undoes: int | None
 
 
 class Lines:
@@ -96,6 +105,14 @@ class Lines:
             turn_ids=_turn_ids(self.turn_ids[place]),
             decided_by=self.decided_by[place],
         )
+
+    def outlines(self, stop: int) -> Iterator[Outline]:
+        """The outlines of the lines before this place."""
+        return map(Outline, self.seq[:stop], self.kind[:stop], self.batch[:stop], self.undoes[:stop])
+
+    def of_batch(self, batch: int, stop: int) -> range:
+        """The places before `stop` where the lines of a batch stand."""
+        return range(bisect_left(self.batch, batch, hi=stop), bisect_right(self.batch, batch, hi=stop))
 
     def until(self, time: datetime) -> int:
         """How many lines were written at this time, UTC, or before."""

@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_r1.bank.chains import Chains
 from memory_r1.bank.column import Bools, Floats, Rows
-from memory_r1.bank.lines import Lines
+from memory_r1.bank.lines import Lines, Outline
 from memory_r1.bank.operation import Entry, LoggedOperation, OperationKind
 from memory_r1.bank.postings import Postings
+from memory_r1.bank.signs import Signs
 from memory_r1.bank.vectors import Vectors, VectorSource
 
 _OPENING = (OperationKind.ADD, OperationKind.UPDATE)
@@ -111,6 +112,11 @@ class Log:
         """The vectors of this log's own rows, read when asked for."""
         return Vectors(self._source)
 
+    @cached_property
+    def signs(self) -> Signs:
+        """The signs of the vectors of this log's own rows."""
+        return Signs(self.vectors)
+
     def branch(self, source: VectorSource) -> Log:
         """A log that starts from what this one says now; neither sees what the other appends later. Copies nothing."""
         return Log(source, self.segments)
@@ -154,6 +160,18 @@ class Log:
         """The whole log, oldest first."""
         return [segment.log._lines.operation(place) for segment in self.segments for place in range(segment.lines)]
 
+    def outline(self) -> list[Outline]:
+        """The whole log, oldest first, without what its lines are about: takes a tenth of the time of `lines`."""
+        return [outline for segment in self.segments for outline in segment.log._lines.outlines(segment.lines)]
+
+    def batch(self, number: int) -> list[LoggedOperation]:
+        """The lines of one batch, in order."""
+        return [
+            segment.log._lines.operation(place)
+            for segment in self.segments
+            for place in segment.log._lines.of_batch(number, segment.lines)
+        ]
+
     def live(self, entry_id: str) -> Entry | None:
         """The live version of an entry."""
         row = self._live_row(entry_id)
@@ -168,6 +186,11 @@ class Log:
     def versions(self, entry_id: str) -> list[Entry]:
         """Every version of an entry, oldest first; empty for an id this log never saw."""
         return [self.entry(row) for row in self._versions(entry_id)][::-1]
+
+    def last_version(self, entry_id: str) -> Entry | None:
+        """The newest version of an entry, live or not; None for an id this log never saw."""
+        row = next(self._versions(entry_id), None)
+        return None if row is None else self.entry(row)
 
     def live_at(self, time: datetime) -> list[Entry]:
         """The versions believed at this time, in the order their entries were added."""
@@ -207,7 +230,7 @@ class Log:
             speakers += [names[code] for code in codes.tolist()]
         return speakers
 
-    def openings(self, start: int, stop: int) -> Iterator[Any]:  # of Said; search.py still names lines
+    def openings(self, start: int, stop: int) -> Iterator[Said]:
         """What this log's own rows from `start` up to `stop` say, and whose they are."""
         for place in self._opened_by[start - self.start : stop - self.start]:
             text = self._lines.text[place]

@@ -107,4 +107,4 @@ def _now(live: Entry | None) -> str:
 
 
 def _affected(log: Log, line: LoggedOperation) -> Entry | None:
-    return log.versions(line.entry_id)[-1] if line.entry_id else None
+    return log.last_version(line.entry_id) if line.entry_id else None

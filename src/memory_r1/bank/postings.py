@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from memory_r1.bank.column import Column, Floats
 
 Ints = NDArray[np.int32]
-Keys = NDArray[
-    np.int64
-]  # the number of a term above 32 bits of a row: sorted by them, occurrences are by term, then row
+Keys = NDArray[np.int64]
+"""The number of a term above 32 bits of a row: sorted by them, occurrences are by term, then by row."""
 
 _BATCH = 100_000  # documents taken at once: bounds the memory that indexing a whole bank takes on the way
 _RATIO = 4

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from memory_r1.bank.lines import Outline
 from memory_r1.bank.log import Log
 from memory_r1.bank.operation import Applied, Entry, LoggedOperation, Operation, OperationKind
 from memory_r1.errors import ConflictError, OperationError, UnknownEntryError
@@ -64,18 +65,18 @@ def plan_undo(log: Log, operation: int | None, stamp: LoggedOperation) -> list[R
         OperationError: there is nothing to undo, or the line is not there or changed nothing.
         ConflictError: the batch is undone already, or what it changed was changed since.
     """
-    lines = log.lines()
-    batch = _last_batch(lines) if operation is None else _batch_of(lines, operation)
+    outline = log.outline()
+    batch = _last_batch(outline) if operation is None else _batch_of(outline, operation)
     stamp = replace(stamp, undoes=batch)
     scratch = log.branch(source=lambda after: ())
     restored = []
-    for one in _take_back(scratch, [line for line in lines if line.batch == batch], stamp):
+    for one in _take_back(scratch, log.batch(batch), stamp):
         scratch.append(one.line)
         restored.append(one)
     return restored or [Restored(stamp, Applied(Operation.noop(), OperationKind.NOOP, None, stamp.seq))]
 
 
-def _last_batch(lines: Sequence[LoggedOperation]) -> int:
+def _last_batch(lines: Sequence[Outline]) -> int:
     undone = _undone(lines)
     for line in reversed(lines):
         if line.kind is not OperationKind.NOOP and line.undoes is None and line.batch not in undone:
@@ -85,7 +86,7 @@ def _last_batch(lines: Sequence[LoggedOperation]) -> int:
     )
 
 
-def _batch_of(lines: Sequence[LoggedOperation], operation: int) -> int:
+def _batch_of(lines: Sequence[Outline], operation: int) -> int:
     line = next((line for line in lines if line.seq == operation), None)
     if line is None:
         raise OperationError(f"operation {operation} is not in this scope's log, expected a number that the log lists")
@@ -97,7 +98,7 @@ def _batch_of(lines: Sequence[LoggedOperation], operation: int) -> int:
     return line.batch
 
 
-def _undone(lines: Sequence[LoggedOperation]) -> dict[int, int]:
+def _undone(lines: Sequence[Outline]) -> dict[int, int]:
     """Every batch that is undone, and the batch that undid it: an undo that is itself undone does not count."""
     undone: dict[int, int] = {}
     for line in reversed(lines):
