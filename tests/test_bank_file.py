@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from memory_r1.bank import Bank, HashingEmbedder, Operation, OperationKind, StoredTurn
 from memory_r1.bank.column import Floats
+from memory_r1.bank.lines import Lines
 from memory_r1.bank.log import Log
 from memory_r1.bank.schema import MIGRATIONS
 from memory_r1.errors import BankError, BankFileError, InputError, UnknownEntryError
@@ -267,3 +269,35 @@ def test_an_embedder_that_gives_no_unit_vectors_is_refused_and_nothing_is_writte
         with pytest.raises(BankError, match="expected 1: mend the embedder"):
             bank.apply([Operation.add("tea")])
         assert bank.operations() == []
+
+
+def test_a_read_interrupted_half_way_is_made_again_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_bank(tmp_path / "bank") as writer, open_bank(tmp_path / "bank") as bank:
+        writer.apply([Operation.add("one"), Operation.add("two")])
+        follow = Log.append
+
+        def interrupted(log: Log, lines: Lines) -> None:
+            follow(log, lines)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Log, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank.entries()
+        monkeypatch.setattr(Log, "append", follow)
+        assert texts(bank) == ["one", "two"]
+        assert len(bank.search("two")) == 2
+
+
+def test_deleting_a_scope_under_a_reader_says_that_old_pages_stay(tmp_path: Path) -> None:
+    with open_bank(tmp_path / "bank") as bank:
+        bank.apply([Operation.add("secret")])
+        with closing(sqlite3.connect(tmp_path / "bank")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM operations").fetchone()
+            bank._store._connection.execute("PRAGMA busy_timeout = 10")  # type: ignore[union-attr]
+            assert bank.delete_scope() is False
+        assert bank.entries() == []
+        bank.vacuum()
+    assert all(b"secret" not in file.read_bytes() for file in tmp_path.iterdir())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from memory_r1 import cli
 from memory_r1.bank import Bank, HashingEmbedder, Operation, StoredTurn
+from memory_r1.bank.mem0 import Mem0Entry, Mem0Owner, Mem0Store
 
 VERBS = (
     "add", "update", "delete", "as-of", "log", "undo", "restore", "export", "import", "verify", "reembed", "vacuum",
@@ -134,6 +138,13 @@ def test_as_of_shows_what_was_believed_then(capsys: Capture, bank: Path) -> None
         (["add", "x", "--said-at", "2025-01-01T00:00+01:00"], "without a zone"),
         (["add", "x", "--by", ""], "decided_by is ''"),
         (["as-of", "yesterday"], "'yesterday', expected ISO"),
+        (["as-of", "0001-01-01T00:00+05:00"], "expected one that UTC has too"),
+        (["add", "x", "--said-at", "2025-01-01T00:00Z"], "without a zone"),
+        (["list", "--bank", "a" * 300], "cannot be looked at"),
+        (["import", "a" * 300, "--scope", "new"], "a" * 100),
+        (["list", "--scope", ""], "scope is ''"),
+        (["export", "out.jsonl", "--scope", "typo"], "'typo' holds nothing"),
+        (["import", "missing.jsonl", "--scope", ""], "missing.jsonl: no such file"),
         (["log", "--last", "0"], "last is 0"),
         (["delete-scope", "--scope", "nobody", "--yes"], "expected one of: 'default', 'other'"),
         (["delete-scope"], "add --yes"),
@@ -206,7 +217,7 @@ def test_an_import_into_a_scope_that_is_used_is_refused(capsys: Capture, bank: P
 
 def test_verify_says_sound_or_names_what_is_broken_with_exit_code_1(capsys: Capture, bank: Path) -> None:
     assert run("verify") == 0
-    assert capsys.readouterr().out == "memory.db: sound, 2 scopes checked\n"
+    assert capsys.readouterr().out == "memory.db: sound; scopes checked: 2\n"
     with closing(sqlite3.connect(bank)) as connection, connection:
         connection.execute("DELETE FROM vectors WHERE seq = 1")
     assert run("verify") == 1
@@ -231,6 +242,16 @@ def test_delete_scope_asks_at_a_terminal_for_the_scopes_name(
     assert len(live(bank, "other")) == left
 
 
+def test_delete_scope_takes_the_end_of_input_for_a_no(monkeypatch: pytest.MonkeyPatch, bank: Path) -> None:
+    def nobody(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", nobody)
+    assert run("delete-scope", "--scope", "other") == 2
+    assert len(live(bank, "other")) == 1
+
+
 def test_vacuum_prints_both_sizes(capsys: Capture, bank: Path) -> None:
     assert run("vacuum") == 0
     assert "bytes before" in capsys.readouterr().out
@@ -243,3 +264,67 @@ def test_reembed_changes_the_embedder_and_the_bank_is_opened_with_it_from_then_o
     assert run("search", "dog", "--mode", "dense", "--k", "1") == 0
     assert capsys.readouterr().out == "e2 Ann: a dog\n"
     assert run("verify") == 0
+
+
+# Where output goes
+
+
+PROGRAM = [sys.executable, "-c", "import sys; from memory_r1.cli import main; sys.exit(main())", "bank"]
+
+
+def test_work_goes_on_when_nobody_reads_the_progress(bank: Path, folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*PROGRAM, "export", "out.jsonl"], cwd=folder, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == 0
+    assert len((folder / "out.jsonl").read_text(encoding="utf-8").splitlines()) == 7
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_cannot_be_written_is_said_and_the_work_is_done(bank: Path, folder: Path) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "delete", "e2"], cwd=folder, env=buffered, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"memory-r1: done, but what it prints cannot be written")
+    assert live(bank) == ["likes green tea"]
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_reason_to_fail(bank: Path, folder: Path) -> None:
+    run("add", "Zo\u00eb likes \U0001f375")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*PROGRAM, "list"], cwd=folder, env=environment, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0
+    assert "Zo\u00eb likes \U0001f375" in done.stdout.decode("utf-8")
+
+
+# mem0
+
+
+def test_owners_who_would_share_a_scope_are_refused(
+    capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = [Mem0Owner(user_id="agent_id=bot"), Mem0Owner(agent_id="bot")]
+    store = Mem0Store(tuple(Mem0Entry(str(owner), owner, "a fact") for owner in owners))
+    monkeypatch.setattr("memory_r1.bank.mem0.read_mem0", lambda *arguments, **named: store)
+    (folder / "qdrant").mkdir()
+    assert "two owners are called 'agent_id=bot'" in refused(capsys, "import", "qdrant")
+    assert not (folder / "memory.db").exists()
+
+
+def test_each_owner_of_a_mem0_store_gets_a_scope(
+    capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Mem0Store(tuple(Mem0Entry(name, Mem0Owner(name), f"{name} likes tea") for name in ("ann", "bob")))
+    monkeypatch.setattr("memory_r1.bank.mem0.read_mem0", lambda *arguments, **named: store)
+    (folder / "qdrant").mkdir()
+    assert "--owner" in refused(capsys, "import", "qdrant", "--scope", "mine")
+    assert run("import", "qdrant", "--embedder", "hashing-16") == 0
+    assert capsys.readouterr().out == "ann: 0 turns, 1 operations\nbob: 0 turns, 1 operations\n"
+    assert run("import", "qdrant", "--owner", "bob", "--scope", "mine") == 0
+    assert [live(folder / "memory.db", scope) for scope in ("ann", "bob", "mine")] == [
+        ["ann likes tea"], ["bob likes tea"], ["bob likes tea"],
+    ]  # fmt: skip

@@ -308,6 +308,28 @@ def test_a_fact_found_said_already_is_not_lost_when_that_entry_is_deleted_meanwh
         assert (texts(bank), pending(bank), report.counts()["ADD"]) == (["I have a dog"], [], 1)
 
 
+@dataclass
+class Hasty:
+    """Deletes an entry that another operation of the batch has closed already; from the second turn on it adds."""
+
+    name: str = "hasty"
+    turns: int = 0
+
+    def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
+        self.turns += 1
+        if self.turns == 1:
+            return Decision((Operation.delete("e1"), Operation.delete("e1")))
+        return Decision(tuple(Operation.add(fact.text) for fact in facts))
+
+
+def test_a_decision_about_an_entry_that_is_gone_fails_alone_and_the_other_turns_go_on(tmp_path: Path) -> None:
+    with open_bank(tmp_path / "memory.db") as bank:
+        bank.apply([Operation.add("old")])
+        report = Memory(bank, manager=Hasty()).remember(dialogue(["a"], ["b"]))
+        assert [failure.turn_ids for failure in report.failures] == [("t1",)]
+        assert (pending(bank), texts(bank)) == (["t1"], ["old", "b"])
+
+
 def test_a_bank_that_keeps_changing_is_given_up_on_and_the_turn_stays_pending(tmp_path: Path) -> None:
     path = tmp_path / "memory.db"
     with open_bank(path) as bank:

@@ -112,10 +112,18 @@ def test_time_goes_on_after_an_import(old: Path, tmp_path: Path) -> None:
         assert bank.entries()[-1].id == f"e{bank.operations()[-1].seq}"
 
 
-def test_an_empty_scope_comes_out_and_goes_in(tmp_path: Path) -> None:
-    open_bank(tmp_path / "empty").close()
-    taken_in(exported(tmp_path / "empty"), tmp_path / "new")
-    assert exported(tmp_path / "new") == exported(tmp_path / "empty")
+def test_a_scope_that_holds_nothing_is_no_backup(old: Path) -> None:
+    with pytest.raises(InputError, match="'typo' holds nothing"):
+        exported(old, "typo")
+
+
+@pytest.mark.parametrize("scope", ["", " ", "\ud800"])
+def test_a_scope_that_is_no_text_is_refused_and_no_file_is_made(old: Path, tmp_path: Path, scope: str) -> None:
+    with pytest.raises(InputError, match="scope"):
+        taken_in(exported(old), tmp_path / "new", scope)
+    with pytest.raises(InputError, match="scope"):
+        exported(old, scope)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_bank_that_is_not_there_is_not_made_by_exporting_it(tmp_path: Path) -> None:
@@ -154,6 +162,10 @@ def put(place: int, part: str, name: str, value: object) -> Edit:
         (put(3, "", "scope", "stolen"), "line 4: got the fields"),
         (put(3, "operation", "scope", "stolen"), r"line 4: got unknown fields \['scope'\]"),
         (put(3, "operation", "seq", "1; DROP TABLE turns"), "line 4: seq is"),
+        (put(3, "operation", "seq", 2**53 + 1), "line 4: seq is"),
+        (put(3, "operation", "seq", 0), "line 4: seq is 0"),
+        (put(3, "operation", "at", "9999-12-31T23:59:59.999999+00:00"), "line 4: at is .* before 3000"),
+        (put(8, "operation", "version", 10**30), "version is 1000"),
         (put(3, "operation", "kind", "FORGET"), "line 4: kind is 'FORGET'"),
         (put(3, "operation", "entry_id", "e2"), "operation 1: ADD of 'e2'"),
         (put(3, "operation", "turn_ids", "t1"), "line 4: turn_ids is 't1'"),
@@ -176,7 +188,7 @@ def test_a_file_that_is_no_sound_export_is_refused_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("text", ["", "\n", "null\n", "[]\n", "{}\n", "not json", "\x00"])
+@pytest.mark.parametrize("text", ["", "\n", "null\n", "[]\n", "{}\n", "not json", "\x00", "[" * 200_000])
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="exported"):
         taken_in(text, tmp_path / "new")

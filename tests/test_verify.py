@@ -97,7 +97,9 @@ def test_an_empty_file_has_no_problems(tmp_path: Path) -> None:
         ("DELETE FROM embedder", "embedder: nobody is named"),
         ("UPDATE turns SET text = '' WHERE id = 't2'", "turn 't2' of scope 'default': text is ''"),
         ("UPDATE turns SET done_at = '2024-01-01T00:00:00' WHERE id = 't2'", "turn 't2' of scope 'default': done_at"),
-        ("SELECT 1", "the guard operations_are_never_changed is missing"),
+        ("SELECT 1", "the trigger operations_are_never_changed is not as the bank's schema has it"),
+        ("SELECT 1", "the index live_texts is not as the bank's schema has it"),
+        ("INSERT INTO resets VALUES (3, 're-embedded', '2024')", "operation 3: a reset has the same number"),
     ],
 )
 def test_damage_is_found_and_named(path: Path, sql: sqlite3.Connection, damage: str, named: str) -> None:

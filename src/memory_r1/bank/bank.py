@@ -59,6 +59,7 @@ class Bank:
         self,
         store: FileStore | BranchStore,
         log: Log,
+        reset: int,
         scope: str,
         embedder: Embedder,
         searcher: Searcher,
@@ -73,7 +74,7 @@ class Bank:
         self._searcher = searcher
         self._lock = lock  # one for a bank and all its forks: they share rows
         self._clock = clock
-        self._reset = store.last_reset()
+        self._reset = reset  # the event after which the log begins
         self._asked: tuple[str, Floats] | None = None
 
     @classmethod
@@ -99,14 +100,14 @@ class Bank:
             BankFileError: not a bank, of a newer schema, or not readable and writable.
             InputError: the path or the scope is empty, or the scope not valid Unicode.
         """
-        check_text("scope", scope)
         if not str(path) or "\0" in str(path):
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
-        log = _new_log(store)
+        reset = store.last_reset()
         return cls(
             store,
-            log,
+            _new_log(store, reset),
+            reset,
             scope,
             embedder or usual_embedder(store.embedder()),
             Searcher(approximate),
@@ -123,7 +124,7 @@ class Bank:
         with self._reading():
             store = BranchStore.of(self._store)
             log = self._log.branch(source=store.vectors)
-            return Bank(store, log, self.scope, self.embedder, self._searcher, self._lock, self._clock)
+            return Bank(store, log, self._reset, self.scope, self.embedder, self._searcher, self._lock, self._clock)
 
     def close(self) -> None:
         """Release the file; safe to repeat."""
@@ -276,7 +277,10 @@ class Bank:
 
     def as_of(self, time: datetime) -> list[Entry]:
         """What the bank believed at this time, UTC where it names no zone; the order is that of `entries`."""
-        moment = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        try:
+            moment = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        except OverflowError as error:
+            raise InputError(f"the time is {time.isoformat()}, expected one that UTC has too") from error
         with self._reading():
             return self._log.live_at(moment)
 
@@ -328,17 +332,20 @@ class Bank:
 
     # The whole file
 
-    def delete_scope(self) -> None:
+    def delete_scope(self) -> bool:
         """Forget the scope: entries, history, turns and vectors, overwritten in the file. There is no undo.
 
         Numbers that it used are not given out again. Other banks open on the scope find it empty.
+
+        Returns:
+            False when somebody was reading the file all the while, such as an export: what was deleted stays in the
+            file, where no bank shows it, until the next write or vacuum after that.
 
         Raises:
             BankError: this is a fork. BankFileError: the file cannot be written.
         """
         with self._lock:
-            file = self._own_file()
-            file.delete_scope(self._now(None))
+            return self._own_file().delete_scope(self._now(None))
 
     def vacuum(self) -> None:
         """Give the room of what was replaced or deleted back to the disk; needs as much free as the file takes.
@@ -381,10 +388,14 @@ class Bank:
         with self._reading():
             if not self._log.live_rows(speaker).any():
                 return []
-            self._check_embedder(wanted)
-        query = None if wanted is SearchMode.BM25 else self._query(text)
+            maker = self._store.embedder()
+        query = None
+        if wanted is not SearchMode.BM25:  # outside the lock: nobody waits for a model
+            check_embedder(maker, id_of(self.embedder))
+            query = self._query(text)
         with self._reading():
-            self._check_embedder(wanted)
+            if query is not None:
+                check_embedder(self._store.embedder(), id_of(self.embedder))
             return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
 
     # Within
@@ -402,10 +413,19 @@ class Bank:
             return
         reset = self._store.last_reset()
         if reset != self._reset:
-            self._log, self._reset = _new_log(self._own_file()), reset
-        for lines in self._store.lines(after=self._log.position):
-            self._log.append(lines)
+            self._start_anew(reset)
+        try:
+            for lines in self._store.lines(after=self._log.position):
+                self._log.append(lines)
+        except BaseException:  # above all Ctrl-C: a line may have been followed by half
+            if not isinstance(self._store, BranchStore):
+                self._start_anew(reset)
+            raise
         self._store.caught_up()
+
+    def _start_anew(self, reset: int) -> None:
+        """Follow the file's log from its first line."""
+        self._log, self._reset = _new_log(self._own_file(), reset), reset
 
     def _stamp(self, decided_by: str) -> LoggedOperation:
         """The first line of a new batch, as far as all of its lines share it; only inside a transaction."""
@@ -428,8 +448,9 @@ class Bank:
         if not places:
             return {}
         with self._reading():
-            self._check_embedder(SearchMode.DENSE)
+            maker = self._store.embedder()
             texts = [self._searchable(operations[place]) for place in places]
+        check_embedder(maker, id_of(self.embedder))
         return dict(zip(places, embedded(self.embedder, texts), strict=True))
 
     def _query(self, text: str) -> Floats:
@@ -445,11 +466,6 @@ class Bank:
             return searchable(operation.text, operation.speaker)
         return searchable(operation.text, self.history(operation.entry_id)[-1].speaker)
 
-    def _check_embedder(self, mode: SearchMode) -> None:
-        """Refuse to compare vectors of two embedders."""
-        if mode is not SearchMode.BM25:
-            check_embedder(self._store.embedder(), id_of(self.embedder))
-
 
 def _by_line(planned: Sequence[tuple[LoggedOperation, Applied]], vectors: dict[int, Floats]) -> dict[int, Floats]:
     """The vectors of the versions a batch opens, by line number."""
@@ -463,9 +479,9 @@ def _search_mode(mode: str) -> SearchMode:
         raise InputError(f"search mode is {mode!r}, expected one of: {', '.join(SearchMode)}") from error
 
 
-def _new_log(store: FileStore) -> Log:
-    """An empty log over a file; its vectors are those of the file until the next reset."""
-    return Log(source=partial(store.vectors_until, store.last_reset()))
+def _new_log(store: FileStore, reset: int) -> Log:
+    """An empty log over a file after this reset; its vectors are those of the file until the next one."""
+    return Log(source=partial(store.vectors_until, reset))
 
 
 def _utc_now() -> datetime:

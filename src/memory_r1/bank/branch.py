@@ -14,7 +14,7 @@ import numpy as np
 from memory_r1.bank.column import Floats
 from memory_r1.bank.lines import Lines
 from memory_r1.bank.operation import LoggedOperation, StoredTurn
-from memory_r1.bank.store import FileStore, refuse_other_content, refuse_to_finish
+from memory_r1.bank.store import FileStore, refuse_other_content, refuse_reset, refuse_to_finish
 
 
 class BranchStore:
@@ -27,13 +27,15 @@ class BranchStore:
     def __init__(
         self,
         file: FileStore,
+        reset: int,
         last_turn: int,
         head: tuple[int, datetime | None],
         embedder: tuple[str, int] | None,
         pending: Mapping[str, StoredTurn],
         own_turns: Mapping[str, StoredTurn],
     ) -> None:
-        self._file, self._last_turn, self._head, self._embedder = file, last_turn, head, embedder
+        self._file, self._reset, self._last_turn = file, reset, last_turn
+        self._head, self._embedder = head, embedder
         self._pending, self._own_turns = dict(pending), dict(own_turns)
         self._lines: list[LoggedOperation] = []
         self._vectors: dict[int, Floats] = {}
@@ -42,9 +44,10 @@ class BranchStore:
     def of(cls, store: FileStore | BranchStore) -> BranchStore:
         """Branch off a file or another branch."""
         if isinstance(store, BranchStore):
-            return cls(store._file, store._last_turn, store._head, store._embedder, store._pending, store._own_turns)
+            below = (store._file, store._reset, store._last_turn)
+            return cls(*below, store._head, store._embedder, store._pending, store._own_turns)
         pending = {turn.id: turn for turn in store.pending_turns()}
-        return cls(store, store.last_turn(), store.head(), store.embedder(), pending, {})
+        return cls(store, store.last_reset(), store.last_turn(), store.head(), store.embedder(), pending, {})
 
     def close(self) -> None:
         """Nothing to release: the file belongs to the bank that was forked."""
@@ -67,8 +70,8 @@ class BranchStore:
         """Nothing to remember."""
 
     def last_reset(self) -> int:
-        """A branch is never reset: it keeps what it left with."""
-        return 0
+        """The file's last reset when the first branch was made: a branch keeps what it left with."""
+        return self._reset
 
     def head(self) -> tuple[int, datetime | None]:
         """Number and time of the last log line."""
@@ -115,7 +118,7 @@ class BranchStore:
 
     def turn(self, turn_id: str) -> StoredTurn | None:
         """The turn of this id in the scope."""
-        return self._own_turns.get(turn_id) or self._file.turn(turn_id, upto=self._last_turn)
+        return self._own_turns.get(turn_id) or self._below().turn(turn_id, upto=self._last_turn)
 
     def pending_turns(self) -> list[StoredTurn]:
         """The turns not yet done, in the order they were stored."""
@@ -131,7 +134,12 @@ class BranchStore:
 
     def turn_count(self) -> int:
         """How many turns the scope holds, pending or done."""
-        return self._file.turn_count(upto=self._last_turn) + len(self._own_turns)
+        return self._below().turn_count(upto=self._last_turn) + len(self._own_turns)
+
+    def _below(self) -> FileStore:
+        """The file, as long as it holds what the branch left; raises BankError."""
+        refuse_reset(self._file.path, self._file.last_reset(), self._reset)
+        return self._file
 
     def scopes(self) -> list[str]:
         """Every scope of the file below."""

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from memory_r1.bank.check import UNIT_SLACK, EmbedderId, check_embedder, claim_embedder, embedded, id_of
+from memory_r1.bank.check import UNIT_SLACK, EmbedderId, check_embedder, check_text, claim_embedder, embedded, id_of
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, usual_embedder
 from memory_r1.bank.operation import LoggedOperation, OperationKind
@@ -62,12 +62,14 @@ def export_scope(
         vectors: without them the text is a tenth as long, and whoever imports it embeds the texts anew.
 
     Raises:
-        InputError: there is no such file. BankFileError: not a bank, or not readable.
+        InputError: there is no such file, or the scope holds nothing. BankFileError: not a bank, or not readable.
     """
     if not Path(path).exists():
         raise InputError(f"{path}: no such bank, expected the file of one")
     with closing(FileStore(str(path), scope)) as store, store.snapshot():
         turns, operations = store.turn_count(), store.line_count()
+        if not turns + operations:
+            raise InputError(f"{path}: scope {scope!r} holds nothing, expected one of: {store.scopes()}")
         maker = store.embedder()
         embedder = {"name": maker[0], "dimension": maker[1]} if maker and vectors else None
         head = {"format": FORMAT, "version": VERSION, "scope": store.scope, "embedder": embedder}
@@ -106,18 +108,16 @@ def import_scope(
         PolicyError: the embedder's model could not be loaded or reached.
     """
     check_log(kept)
-    with closing(FileStore(str(path), scope)) as store:
+    stored = _embedder_of(path, scope)
+    embedder = embedder or usual_embedder(stored or kept.embedder)
+    maker, vectors = _vectors(kept, stored, embedder, progress)  # before a file is made and before anybody waits
+    with closing(FileStore(str(path), scope)) as store, store.transaction():
         _check_empty(store)
-        stored = store.embedder()
-        embedder = embedder or usual_embedder(stored or kept.embedder)
-        maker, vectors = _vectors(kept, stored, embedder, progress)  # before the transaction: nobody waits for a model
-        with store.transaction():
-            _check_empty(store)
-            if vectors:
-                claim_embedder(store, maker)
-            shift = max(0, store.head()[0] + 1 - kept.lines[0].seq) if kept.lines else 0
-            store.append([_shifted(line, shift) for line in kept.lines], {n + shift: v for n, v in vectors.items()})
-            store.keep_turns(kept.turns)
+        if vectors:
+            claim_embedder(store, maker)
+        shift = max(0, store.head()[0] + 1 - kept.lines[0].seq) if kept.lines else 0
+        store.append([_shifted(line, shift) for line in kept.lines], {n + shift: v for n, v in vectors.items()})
+        store.keep_turns(kept.turns)
 
 
 def check_log(kept: KeptLog) -> None:
@@ -131,6 +131,16 @@ def check_log(kept: KeptLog) -> None:
     twice = next((turn_id for turn_id, count in ids.items() if count > 1), None)
     if twice is not None:
         raise InputError(f"turn {twice!r} is there twice, expected each turn once; nothing was imported")
+
+
+def _embedder_of(path: Path | str, scope: str) -> EmbedderId | None:
+    """What made the vectors of a file whose scope must be empty; a file that is not there is not made."""
+    if not Path(path).exists():
+        check_text("scope", scope)
+        return None
+    with closing(FileStore(str(path), scope)) as store:
+        _check_empty(store)
+        return store.embedder()
 
 
 def _check_empty(store: FileStore) -> None:
@@ -152,7 +162,7 @@ def _vectors(
 ) -> tuple[EmbedderId, dict[int, Floats]]:
     """Who made the vectors of the versions that a log opens, and the vectors by line number."""
     opened = [line for line in kept.lines if line.kind in (OperationKind.ADD, OperationKind.UPDATE)]
-    if kept.embedder and kept.embedder[0] == embedder.name and all(line.seq in kept.vectors for line in opened):
+    if _made_by(embedder, kept) and kept.embedder and all(line.seq in kept.vectors for line in opened):
         return kept.embedder, {line.seq: kept.vectors[line.seq] for line in opened}
     if opened:
         check_embedder(stored, id_of(embedder))  # before hours of work
@@ -164,6 +174,11 @@ def _vectors(
         if progress:
             progress(start + len(chunk), len(opened))
     return (id_of(embedder) if opened else ("", 0)), vectors
+
+
+def _made_by(embedder: Embedder, kept: KeptLog) -> bool:
+    """Whether an embedder made a log's vectors; the dimension, which may cost a request, is asked for last."""
+    return kept.embedder is not None and kept.embedder[0] == embedder.name and kept.embedder[1] == embedder.dimension
 
 
 def read_log(path: Path, progress: Progress | None = None) -> KeptLog:
@@ -210,7 +225,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"{path}: no such file, expected one that memory-r1 bank export wrote") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8, or nested without end
         raise InputError(f"{path}: not lines of JSON ({error}), expected what memory-r1 bank export wrote") from error
 
 

@@ -90,9 +90,10 @@ class File:
         """Run one statement, give the number of rows it changed."""
         return self._connection.execute(sql, values).rowcount
 
-    def checkpoint(self) -> None:
-        """Move everything from the write-ahead log into the file and empty it, as far as readers allow."""
-        self.all("PRAGMA wal_checkpoint(TRUNCATE)")
+    def checkpoint(self) -> bool:
+        """Move everything from the write-ahead log into the file and empty it; False where a reader is in the way."""
+        busy: int = self.all("PRAGMA wal_checkpoint(TRUNCATE)")[0]["busy"]
+        return not busy
 
     def vacuum(self) -> None:
         """Write the file anew without the room that nothing takes any more."""
@@ -111,6 +112,7 @@ def _connect(path: str) -> sqlite3.Connection:
         _refuse_foreign_file(connection, path)
         _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # or what a deleted scope said stays in freed pages
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(connection)
     except BaseException:

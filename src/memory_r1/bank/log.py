@@ -26,6 +26,7 @@ from memory_r1.bank.operation import Entry, LoggedOperation, OperationKind
 from memory_r1.bank.postings import Postings
 from memory_r1.bank.signs import Signs
 from memory_r1.bank.vectors import Vectors, VectorSource
+from memory_r1.errors import BankError
 
 _OPENING = (OperationKind.ADD, OperationKind.UPDATE)
 _CLOSING = (OperationKind.UPDATE, OperationKind.DELETE)
@@ -148,7 +149,9 @@ class Log:
     def _close(self, entry_id: str | None, place: int) -> None:
         self._segments = None
         row = self._live_row(entry_id)
-        assert row is not None, f"log line {self._lines.seq[place]} closes {entry_id}, which is not live"
+        if row is None:
+            seq = self._lines.seq[place]
+            raise BankError(f"operation {seq} closes {entry_id}, which is not live: run memory-r1 bank verify")
         if row < self.start:
             self._closed_below[row] = place
         else:

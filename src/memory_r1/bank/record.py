@@ -15,6 +15,9 @@ from memory_r1.bank.operation import LoggedOperation, OperationKind, StoredTurn,
 
 Record = Mapping[str, Any]
 
+HIGHEST = 2**53  # what JSON and SQLite keep exactly, and far from where a bank would run out of numbers
+LATEST = datetime(3000, 1, 1, tzinfo=UTC)  # later times would leave no room for those that must follow
+
 
 @dataclass(frozen=True)
 class KeptTurn:
@@ -82,8 +85,8 @@ def _maybe(read: Any, record: Record, name: str) -> Any:
 
 def _number(record: Record, name: str) -> int:
     value = record[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} is {value!r:.60}, expected a number that is not negative")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= HIGHEST:
+        raise ValueError(f"{name} is {str(value)[:60]}, expected a number from 1 to {HIGHEST}")
     return value
 
 
@@ -116,6 +119,8 @@ def _moment(record: Record, name: str) -> datetime:
     moment = _time(record, name)
     if moment.utcoffset() != timedelta(0):
         raise ValueError(f"{name} is {record[name]!r}, expected a time in UTC such as 2024-05-01T12:00:00.000000+00:00")
+    if moment >= LATEST:
+        raise ValueError(f"{name} is {record[name]!r}, expected a time before {LATEST:%Y}")
     return moment.astimezone(UTC)
 
 

@@ -89,7 +89,6 @@ class _Work:
         self._embedded = 0  # by this call, and committed
 
     def run(self) -> Reembedded:
-        self._file.all("PRAGMA secure_delete = ON")  # a scope deleted later would leave vectors in free pages
         before, resumed = self._begin()
         name = before[0] if before else None
         if before == self._maker:

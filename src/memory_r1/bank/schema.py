@@ -76,8 +76,6 @@ _FIRST = (
 )
 
 _GUARD_CHANGES, GUARD_DELETIONS = _FIRST[2], _FIRST[3]
-GUARDS = frozenset({"operations_are_never_changed", "operations_are_never_deleted"})
-"""The triggers that keep the log append-only."""
 
 _SECOND = (
     "ALTER TABLE operations ADD COLUMN batch INTEGER NOT NULL DEFAULT 0",  # the first line of the batch it came in

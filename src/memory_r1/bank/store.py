@@ -1,4 +1,4 @@
-"""The bank's SQLite file: schema, transactions and every SQL statement there is.
+"""One scope of a bank's SQLite file: what agents and people need (verify.py and reembed.py have their own SQL).
 
 The operations log is the truth. Beside it, written in the same transaction: the entry versions it opened and closed
 (so that the database itself keeps live texts unique), the vectors of those versions, and the turns. Left out: what an
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from memory_r1.bank.check import check_text
 from memory_r1.bank.column import Floats
 from memory_r1.bank.file import File, file_errors
 from memory_r1.bank.lines import FIELDS, Lines, operation_of
@@ -31,7 +32,8 @@ class FileStore(File):
     """One scope of one file."""
 
     def __init__(self, path: str, scope: str) -> None:
-        """Open or create the file; raises BankFileError."""
+        """Open or create the file; raises BankFileError, or InputError for a scope that is no text."""
+        check_text("scope", scope)
         super().__init__(path)
         self.scope = scope
 
@@ -76,10 +78,7 @@ class FileStore(File):
     def vectors_until(self, reset: int, after: int) -> Iterator[tuple[int, Floats]]:
         """`vectors`, for a log that began after this reset; raises BankError when the file was reset since."""
         with self.snapshot():
-            if self.last_reset() != reset:
-                raise BankError(
-                    f"{self.path}: was re-embedded, or a scope of it deleted, after this fork was made: fork again"
-                )
+            refuse_reset(self.path, self.last_reset(), reset)
             yield from self.vectors(after)
 
     def lines_with_vectors(self) -> Iterator[tuple[LoggedOperation, bytes | None]]:
@@ -197,9 +196,8 @@ class FileStore(File):
         """How many turns the scope holds, pending or done, those numbered higher than `upto` left out."""
         return self.number("SELECT count(*) FROM turns WHERE scope = ? AND number <= ?", self.scope, upto)
 
-    def delete_scope(self, at: datetime) -> None:
-        """Take everything of the scope out of the file, overwritten with zeros."""
-        self.all("PRAGMA secure_delete = ON")
+    def delete_scope(self, at: datetime) -> bool:
+        """Take everything of the scope out of the file, overwritten with zeros; False if a reader keeps old pages."""
         self.all("PRAGMA foreign_keys = OFF")  # or every deleted line would be looked for in all of `entries`
         try:
             with self.transaction():
@@ -208,7 +206,7 @@ class FileStore(File):
                 self.run("DELETE FROM turns WHERE scope = ?", self.scope)
         finally:
             self.all("PRAGMA foreign_keys = ON")
-        self.checkpoint()
+        return self.checkpoint()
 
     def _note_reset(self, cause: str, at: datetime) -> None:
         """Have every follower of the log read it anew; takes a number, so that none is given out twice."""
@@ -235,6 +233,12 @@ def refuse_other_content(known: StoredTurn, turn: StoredTurn) -> None:
             f"turn {turn.id!r} is stored with another content ({known.text!r:.60}, got {turn.text!r:.60}): "
             "give each turn of a scope its own id"
         )
+
+
+def refuse_reset(path: str, last: int, seen: int) -> None:
+    """Raise BankError if the file was reset after the one that a fork has seen."""
+    if last != seen:
+        raise BankError(f"{path}: was re-embedded, or a scope of it deleted, after this fork was made: fork again")
 
 
 def refuse_to_finish(turn_id: str, known: bool) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from memory_r1.bank.file import File
 from memory_r1.bank.operation import iso
 from memory_r1.bank.record import line_of, turn_of
 from memory_r1.bank.replay import Replay
-from memory_r1.bank.schema import GUARDS
+from memory_r1.bank.schema import MIGRATIONS
 
 
 def verify(file: File) -> list[str]:
@@ -36,9 +38,24 @@ def _sqlite(file: File) -> Iterator[str]:
             yield f"SQLite: {message}"
     for table, row, parent, _ in file.all("PRAGMA foreign_key_check"):
         yield f"{table} row {row}: what it refers to in {parent} is not there"
-    guards = {row["name"] for row in file.all("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
-    for name in sorted(GUARDS - guards):
-        yield f"the guard {name} is missing: the log could be rewritten"
+    found, expected = _schema(file.all(_SCHEMA)), _schema(_fresh_schema())
+    for kind, name in sorted(expected.keys() | found.keys()):
+        if found.get((kind, name)) != expected.get((kind, name)):
+            yield f"the {kind} {name} is not as the bank's schema has it: what it guards is not sure"
+
+
+_SCHEMA = "SELECT type, name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'"
+
+
+def _schema(rows: Iterable[sqlite3.Row | tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    return {(kind, name): sql for kind, name, sql in rows}
+
+
+def _fresh_schema() -> list[tuple[str, str, str]]:
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        for statement in chain.from_iterable(MIGRATIONS):
+            fresh.execute(statement)
+        return fresh.execute(_SCHEMA).fetchall()
 
 
 def _operations(file: File) -> Iterator[str]:
@@ -51,6 +68,8 @@ def _operations(file: File) -> Iterator[str]:
     expected = {version for scope, replay in replays.items() for version in _versions(scope, replay)}
     columns = "id, version, scope, speaker, text, valid_from, valid_to, opened, closed"
     stored = {tuple(row) for row in file.each(f"SELECT {columns} FROM entries")}
+    for row in file.each("SELECT seq FROM operations JOIN resets USING (seq)"):
+        yield f"operation {row['seq']}: a reset has the same number"
     for id_, version, *_ in sorted(expected - stored, key=repr):
         yield f"entry {id_} version {version}: not stored as the log tells it"
     for id_, version, *_ in sorted(stored - expected, key=repr):

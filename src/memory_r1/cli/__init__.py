@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -41,10 +42,12 @@ def parse(arguments: Sequence[str] | None = None) -> Verb:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # a name is no reason to fail
     try:
         code = parse(arguments).run()
-        sys.stdout.flush()
-        return code
+        return code if _printed() else 2
     except MemoryR1Error as error:
         print(f"memory-r1: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -54,3 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would write the rest, and fail
         return 0
+
+
+def _printed() -> bool:
+    """Whether all that was printed has gone where it should."""
+    try:
+        if sys.stdout is not None:  # closed before the process began
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"memory-r1: done, but what it prints cannot be written: {error}", file=sys.stderr)
+        return False
+    return True

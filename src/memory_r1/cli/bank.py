@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from memory_r1.bank import Entry, LoggedOperation
 
 
+_MOMENT = "%Y-%m-%dT%H:%M:%S.%f"  # UTC, as bank as-of takes it
+
+
 @dataclass(frozen=True)
 class _Look(ScopeVerb):
     json: bool = False
@@ -83,8 +86,8 @@ class History(_Look):
             print_json([_plain(version) for version in versions])
             return 0
         for version in versions:
-            until = f"until {version.valid_to:%Y-%m-%d %H:%M:%S}" if version.valid_to else "live"
-            print(f"v{version.version}  {version.valid_from:%Y-%m-%d %H:%M:%S} {until}  by {version.decided_by}")
+            until = f"until {version.valid_to:{_MOMENT}}" if version.valid_to else "live"
+            print(f"v{version.version}  {version.valid_from:{_MOMENT}} {until}  by {version.decided_by}")
             print(f"    {version.text}")
         return 0
 
@@ -131,7 +134,7 @@ class Operations(_Look):
             what = f" {line.entry_id}" if line.entry_id else ""
             text = f": {line.text}" if line.text else ""
             undoes = f" (undoes {line.undoes})" if line.undoes else ""
-            print(f"{line.seq} {line.at:%Y-%m-%d %H:%M:%S} {line.kind}{what}{text}{undoes}  by {line.decided_by}")
+            print(f"{line.seq} {line.at:{_MOMENT}} {line.kind}{what}{text}{undoes}  by {line.decided_by}")
         return 0
 
 

@@ -44,6 +44,8 @@ class Add(_Edit):
         from memory_r1.bank import Operation
 
         said_at = wall_clock(self.said_at) if self.said_at else None
+        if said_at is not None and said_at.tzinfo is not None:
+            raise InputError(f"--said-at is {self.said_at!r}, expected a wall clock without a zone")
         return self._apply(Operation.add(self.text, speaker=self.speaker, said_at=said_at), existing=False)
 
 

@@ -44,12 +44,12 @@ class BankFlags:
 
     def refuse_missing(self) -> None:
         """Raise InputError unless there is such a file."""
-        if not self.bank.exists():
+        if not exists(self.bank):
             raise InputError(f"{self.bank}: no such bank: make one with memory-r1 remember FILE --bank {self.bank}")
 
     def refuse_used(self) -> None:
         """Raise InputError if the scope holds anything; a file that is not there is not made."""
-        if self.bank.exists():
+        if exists(self.bank):
             with self.open() as bank:
                 if self.scope in bank.scopes():
                     raise InputError(f"{self.bank}: scope {self.scope!r} is not empty: choose another, or delete it")
@@ -57,6 +57,17 @@ class BankFlags:
     def of(self, scope: str) -> BankFlags:
         """The same file, another scope."""
         return replace(self, scope=scope)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; raises InputError where that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)[:200]}: cannot be looked at: {error}") from error
+    return True
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 
@@ -19,7 +19,7 @@ class Step(Protocol):
 @contextmanager
 def progress(title: str) -> Iterator[Step]:
     """A progress bar on a terminal; elsewhere a line at the start, every ten seconds, and at the end (to stderr)."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         with _bar(title) as step:
             yield step
     else:
@@ -52,7 +52,7 @@ def _bar(title: str) -> Iterator[Step]:
 
 
 def _lines(title: str, every_s: float = 10.0) -> Step:
-    print(f"{title} ...", file=sys.stderr)
+    _note(f"{title} ...")
     began, last, before = time.monotonic(), 0.0, 0
 
     def step(done: int, total: int, remark: str = "") -> None:
@@ -65,9 +65,15 @@ def _lines(title: str, every_s: float = 10.0) -> Step:
             return
         last = elapsed
         eta = f", eta {elapsed / done * (total - done):.0f} s" if 0 < done < total else ""
-        print(f"{title}: {done}/{total}, {elapsed:.0f} s{eta}{'  ' + remark if remark else ''}", file=sys.stderr)
+        _note(f"{title}: {done}/{total}, {elapsed:.0f} s{eta}{'  ' + remark if remark else ''}")
 
     return step
+
+
+def _note(line: str) -> None:
+    """Print to stderr, if anybody reads it: work goes on without."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import tyro
 
-from memory_r1.cli.flags import BankFlags, ScopeVerb
+from memory_r1.cli.flags import BankFlags, ScopeVerb, exists
 from memory_r1.cli.show import print_json, progress
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank
     from memory_r1.bank.exchange import KeptLog
+    from memory_r1.bank.mem0 import Mem0Entry, Mem0Store
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,10 @@ class Export(ScopeVerb):
         if str(self.file) == "-":
             yield sys.stdout
             return
-        if self.file.exists() and not self.overwrite:
+        if exists(self.file) and not self.overwrite:
             raise InputError(f"{self.file}: is there already: choose another name, or --overwrite")
-        part = self.file.with_name(self.file.name + ".part")
-        try:
-            with part.open("w", encoding="utf-8", newline="\n") as out:
-                yield out
-            os.replace(part, self.file)
-        except OSError as error:
-            raise InputError(f"{self.file}: cannot be written: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
+        with _writing(self.file) as out:
+            yield out
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Import(ScopeVerb):
         """Import, all scopes or none begun on bad input, and print how much."""
         from memory_r1.bank.exchange import check_log, import_scope
 
-        logs = self._mem0() if self.source.is_dir() else self._exported()
+        logs = self._mem0() if exists(self.source) and self.source.is_dir() else self._exported()
         for kept in logs.values():
             check_log(kept)
         for scope in logs:
@@ -109,11 +104,7 @@ class Import(ScopeVerb):
         from memory_r1.bank.mem0 import logged_operations, read_mem0
 
         store = read_mem0(self.source, self.history, collection=self.collection)
-        owned = {_scope_of(owner): entries for owner, entries in store.owners.items()}
-        if self.owner is not None:
-            if self.owner not in owned:
-                raise InputError(f"{self.source}: no owner {self.owner!r}, expected one of: {', '.join(owned)}")
-            owned = {self.where.scope: owned[self.owner]}
+        owned = self._owned(store)
         if len(store.owners) == 1 or not owned:  # whose a deleted memory was is not kept; with one owner it is clear
             owned = {scope: [*entries, *store.gone] for scope, entries in owned.items()}
         elif store.gone:
@@ -122,6 +113,43 @@ class Import(ScopeVerb):
             print(f"left out: the live text of {store.textless} memories that is empty or no text", file=sys.stderr)
         now = datetime.now(UTC)
         return {scope: KeptLog(tuple(logged_operations(entries, now))) for scope, entries in owned.items()}
+
+    def _owned(self, store: Mem0Store) -> dict[str, list[Mem0Entry]]:
+        """Whose entries go into which scope; nobody's are left out without a word."""
+        owned: dict[str, list[Mem0Entry]] = {}
+        for owner, entries in store.owners.items():
+            name = _scope_of(owner)
+            if name in owned or not name.strip():
+                raise InputError(
+                    f"{self.source}: two owners are called {name!r}, or one has no name: take them in one by one from "
+                    "Python, see memory_r1.bank.mem0"
+                )
+            owned[name] = entries
+        if self.owner is None:
+            if self.where.scope != BankFlags.scope:
+                raise InputError(f"--scope {self.where.scope} needs --owner, one of: {', '.join(owned)}")
+            return owned
+        if self.owner not in owned:
+            raise InputError(f"{self.source}: no owner {self.owner!r}, expected one of: {', '.join(owned)}")
+        return {self.where.scope: owned[self.owner]}
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[TextIO]:
+    """A text file that is there whole and on disk when the block ends, or not at all."""
+    target = Path(os.path.realpath(file))  # what a link points to is replaced, not the link
+    try:
+        with NamedTemporaryFile("w", encoding="utf-8", newline="\n", dir=target.parent, delete=False) as out:
+            part = Path(out.name)
+            try:
+                yield cast(TextIO, out)
+                out.flush()
+                os.fsync(out.fileno())
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -143,7 +171,7 @@ class Verify:
         if self.json:
             print_json(problems)
         else:
-            print("\n".join(problems) or f"{self.bank}: sound, {len(scopes)} scopes checked")
+            print("\n".join(problems) or f"{self.bank}: sound; scopes checked: {len(scopes)}")
         return 1 if problems else 0
 
 
@@ -215,15 +243,23 @@ class DeleteScope(ScopeVerb):
             what = f"{stats.live} live entries, {stats.versions} versions and {stats.turns} turns"
             if not self.yes:
                 self._confirm(what)
-            bank.delete_scope()
+            gone = bank.delete_scope()
         print(f"deleted scope {self.where.scope}: {what}")
+        if not gone:
+            print(
+                "somebody is reading the file: run bank vacuum later, until then old pages stay in it", file=sys.stderr
+            )
         return 0
 
     def _confirm(self, what: str) -> None:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise InputError(f"delete-scope would delete {what} for good and nobody is there to ask: add --yes")
         print(f"This deletes {what} of scope {self.where.scope!r} for good.", file=sys.stderr)
-        if input("Type the scope's name to go on: ") != self.where.scope:
+        try:
+            typed = input("Type the scope's name to go on: ")
+        except EOFError:
+            typed = ""
+        if typed != self.where.scope:
             raise InputError("the name was not the scope's: nothing was deleted")
 
 

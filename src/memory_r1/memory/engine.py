@@ -14,7 +14,14 @@ from itertools import groupby
 
 from memory_r1.bank import Applied, Bank, OperationKind, StoredTurn
 from memory_r1.dialogue import Dialogue, Turn
-from memory_r1.errors import ConflictError, InputError, OperationError, PromptError, ReplyError
+from memory_r1.errors import (
+    ConflictError,
+    InputError,
+    OperationError,
+    PromptError,
+    ReplyError,
+    UnknownEntryError,
+)
 from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
 from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor, TurnExtractor
@@ -142,7 +149,7 @@ class Memory:
                     return  # the other writer settled them all
                 if attempt == _ATTEMPTS:
                     report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
-            except (ReplyError, PromptError, OperationError) as error:
+            except (ReplyError, PromptError, OperationError, UnknownEntryError) as error:
                 report.failures.append(Failure(tuple(turn.id for turn in turns), str(error)))
                 return
             else:
