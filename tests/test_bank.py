@@ -428,9 +428,10 @@ def test_a_fork_of_ten_thousand_entries_copies_none_of_them(bank: Bank) -> None:
     fork = bank.fork()
     fork.apply([Operation.add("a penguin"), Operation.delete("e5")])
     hits = fork.search("penguin", mode="bm25")
-    below, own = fork._log.segments
-    assert below.log is bank._log
-    assert np.shares_memory(below.vectors, bank._log.segments[0].vectors)
+    with bank._follower.reading() as log, fork._follower.reading() as branch:
+        below, own = branch.segments
+        assert below.log is log
+        assert np.shares_memory(below.vectors, log.segments[0].vectors)
     assert (below.rows, own.rows, len(own.log.postings)) == (10_000, 1, 1)
     assert [entry.text for entry in hits] == ["a penguin"]
     assert (fork.stats().live, bank.stats().live) == (10_000, 10_000)

@@ -5,12 +5,9 @@ Left out: deciding what to remember (the memory manager's work) and meaning beyo
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +24,7 @@ from memory_r1.bank.check import (
 )
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder, usual_embedder
+from memory_r1.bank.follow import Follower
 from memory_r1.bank.log import Log
 from memory_r1.bank.operation import (
     Applied,
@@ -57,24 +55,20 @@ class Bank:
 
     def __init__(
         self,
-        store: FileStore | BranchStore,
-        log: Log,
-        reset: int,
+        follower: Follower,
         scope: str,
         embedder: Embedder,
         searcher: Searcher,
-        lock: threading.RLock,
         clock: Callable[[], datetime],
     ) -> None:
         """Use `Bank.open` or `fork`."""
         self.scope = scope
         self.embedder = embedder
-        self._store = store
-        self._log = log
+        self._follower = follower
+        self._store = follower.store
+        self._lock = follower.lock
         self._searcher = searcher
-        self._lock = lock  # one for a bank and all its forks: they share rows
         self._clock = clock
-        self._reset = reset  # the event after which the log begins
         self._asked: tuple[str, Floats] | None = None
 
     @classmethod
@@ -103,17 +97,8 @@ class Bank:
         if not str(path) or "\0" in str(path):
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
-        reset = store.last_reset()
-        return cls(
-            store,
-            _new_log(store, reset),
-            reset,
-            scope,
-            embedder or usual_embedder(store.embedder()),
-            Searcher(approximate),
-            threading.RLock(),
-            clock or _utc_now,
-        )
+        embedder, clock = embedder or usual_embedder(store.embedder()), clock or _utc_now
+        return cls(Follower.of_file(store), scope, embedder, Searcher(approximate), clock)
 
     def fork(self) -> Bank:
         """A branch in memory: it starts from what this bank says now, and neither sees what the other writes later.
@@ -121,10 +106,7 @@ class Bank:
         Costs what is changed in it, not what is stored: entries and vectors are shared. It reads vectors and turns
         that were not needed before from this bank's file, so keep this bank open while the fork is in use.
         """
-        with self._reading():
-            store = BranchStore.of(self._store)
-            log = self._log.branch(source=store.vectors)
-            return Bank(store, log, self._reset, self.scope, self.embedder, self._searcher, self._lock, self._clock)
+        return Bank(self._follower.branch(), self.scope, self.embedder, self._searcher, self._clock)
 
     def close(self) -> None:
         """Release the file; safe to repeat."""
@@ -176,11 +158,10 @@ class Bank:
         for operation in operations:
             check_operation(operation)
         vectors = self._embed(operations)  # before the transaction: nobody waits for a model
-        with self._lock, self._store.transaction():
-            self._follow()
-            check_read(self._log, read)
+        with self._follower.writing() as log:
+            check_read(log, read)
             stamp = self._stamp(decided_by)
-            planned = plan(self._log, operations, stamp)
+            planned = plan(log, operations, stamp)
             self._store.finish_turns(done, stamp.at)
             if vectors:
                 claim_embedder(self._store, id_of(self.embedder))
@@ -199,10 +180,9 @@ class Bank:
             BankFileError: the file cannot be written.
         """
         check_text("decided_by", decided_by)
-        with self._lock, self._store.transaction():
-            self._follow()
-            restored = plan_restore(self._log, entry_id, version, self._stamp(decided_by))
-            self._append_restored([restored])
+        with self._follower.writing() as log:
+            restored = plan_restore(log, entry_id, version, self._stamp(decided_by))
+            self._append_restored(log, [restored])
         return restored.applied
 
     def undo(self, operation: int | None = None, *, decided_by: str = "person") -> list[Applied]:
@@ -220,10 +200,9 @@ class Bank:
             BankFileError: the file cannot be written.
         """
         check_text("decided_by", decided_by)
-        with self._lock, self._store.transaction():
-            self._follow()
-            restored = plan_undo(self._log, operation, self._stamp(decided_by))
-            self._append_restored(restored)
+        with self._follower.writing() as log:
+            restored = plan_undo(log, operation, self._stamp(decided_by))
+            self._append_restored(log, restored)
         return [one.applied for one in restored]
 
     def add_turns(self, turns: Iterable[StoredTurn]) -> list[StoredTurn]:
@@ -243,8 +222,8 @@ class Bank:
 
     def get(self, entry_id: str) -> Entry:
         """The live version of an entry; raises UnknownEntryError, for a deleted one too."""
-        with self._reading():
-            entry = self._log.live(entry_id)
+        with self._follower.reading() as log:
+            entry = log.live(entry_id)
         if entry is None:
             raise UnknownEntryError(
                 f"{entry_id!r} is not live in scope {self.scope!r}, expected an id that entries() lists"
@@ -253,8 +232,8 @@ class Bank:
 
     def entries(self) -> list[Entry]:
         """Every live entry, in the order they were added; an UPDATE keeps its place."""
-        with self._reading():
-            return self._log.live_entries()
+        with self._follower.reading() as log:
+            return log.live_entries()
 
     def speakers(self) -> list[str]:
         """Whose entries are live, in order of their first live entry; entries that name nobody count for nobody."""
@@ -262,8 +241,8 @@ class Bank:
 
     def history(self, entry_id: str) -> list[Entry]:
         """Every version of an entry, oldest first, deleted or not; raises UnknownEntryError."""
-        with self._reading():
-            versions = self._log.versions(entry_id)
+        with self._follower.reading() as log:
+            versions = log.versions(entry_id)
         if not versions:
             raise UnknownEntryError(
                 f"{entry_id!r} was never in scope {self.scope!r}, expected an id that operations() lists"
@@ -272,8 +251,8 @@ class Bank:
 
     def operations(self) -> list[LoggedOperation]:
         """The scope's operations log, oldest first."""
-        with self._reading():
-            return self._log.lines()
+        with self._follower.reading() as log:
+            return log.lines()
 
     def as_of(self, time: datetime) -> list[Entry]:
         """What the bank believed at this time, UTC where it names no zone; the order is that of `entries`."""
@@ -281,8 +260,8 @@ class Bank:
             moment = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
         except OverflowError as error:
             raise InputError(f"the time is {time.isoformat()}, expected one that UTC has too") from error
-        with self._reading():
-            return self._log.live_at(moment)
+        with self._follower.reading() as log:
+            return log.live_at(moment)
 
     def turn(self, turn_id: str) -> StoredTurn:
         """A stored turn, pending or done; raises BankError."""
@@ -310,11 +289,11 @@ class Bank:
 
     def stats(self) -> BankStats:
         """How much the scope holds."""
-        with self._reading():
-            kinds = Counter(line.kind for line in self._log.outline())
+        with self._follower.reading() as log:
+            kinds = Counter(line.kind for line in log.outline())
             return BankStats(
-                live=int(self._log.live_rows().sum()),
-                versions=self._log.stop,
+                live=int(log.live_rows().sum()),
+                versions=log.stop,
                 operations={kind: kinds[kind] for kind in OperationKind},
                 turns=self._store.turn_count(),
                 pending_turns=len(self._store.pending_turns()),
@@ -385,56 +364,29 @@ class Bank:
         if k < 1:
             raise InputError(f"k is {k}, expected at least 1")
         wanted = _search_mode(mode)
-        with self._reading():
-            if not self._log.live_rows(speaker).any():
+        with self._follower.reading() as log:
+            if not log.live_rows(speaker).any():
                 return []
             maker = self._store.embedder()
         query = None
         if wanted is not SearchMode.BM25:  # outside the lock: nobody waits for a model
             check_embedder(maker, id_of(self.embedder))
             query = self._query(text)
-        with self._reading():
+        with self._follower.reading() as log:
             if query is not None:
                 check_embedder(self._store.embedder(), id_of(self.embedder))
-            return self._searcher.ranked(self._log, text, query, k, speaker, wanted)
+            return self._searcher.ranked(log, text, query, k, speaker, wanted)
 
     # Within
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Alone among the threads, caught up with the log, and with every read of the block from one moment."""
-        with self._lock, self._store.snapshot():
-            self._follow()
-            yield
-
-    def _follow(self) -> None:
-        """Catch up with the log, whoever wrote it."""
-        if not self._store.changed():
-            return
-        reset = self._store.last_reset()
-        if reset != self._reset:
-            self._start_anew(reset)
-        try:
-            for lines in self._store.lines(after=self._log.position):
-                self._log.append(lines)
-        except BaseException:  # above all Ctrl-C: a line may have been followed by half
-            if not isinstance(self._store, BranchStore):
-                self._start_anew(reset)
-            raise
-        self._store.caught_up()
-
-    def _start_anew(self, reset: int) -> None:
-        """Follow the file's log from its first line."""
-        self._log, self._reset = _new_log(self._own_file(), reset), reset
 
     def _stamp(self, decided_by: str) -> LoggedOperation:
         """The first line of a new batch, as far as all of its lines share it; only inside a transaction."""
         seq, last = self._store.head()
         return LoggedOperation(seq + 1, OperationKind.NOOP, self._now(last), decided_by, batch=seq + 1)
 
-    def _append_restored(self, restored: Sequence[Restored]) -> None:
+    def _append_restored(self, log: Log, restored: Sequence[Restored]) -> None:
         """Write what brings old versions back, with the vectors they had; only inside a transaction."""
-        vectors = {one.line.seq: self._log.vector(one.source) for one in restored if one.source}
+        vectors = {one.line.seq: log.vector(one.source) for one in restored if one.source}
         self._store.append([one.line for one in restored], vectors)
 
     def _now(self, last: datetime | None) -> datetime:
@@ -447,7 +399,7 @@ class Bank:
         places = [place for place, operation in enumerate(operations) if operation.kind in _TEXTUAL]
         if not places:
             return {}
-        with self._reading():
+        with self._follower.reading():
             maker = self._store.embedder()
             texts = [self._searchable(operations[place]) for place in places]
         check_embedder(maker, id_of(self.embedder))
@@ -477,11 +429,6 @@ def _search_mode(mode: str) -> SearchMode:
         return SearchMode(mode)
     except ValueError as error:
         raise InputError(f"search mode is {mode!r}, expected one of: {', '.join(SearchMode)}") from error
-
-
-def _new_log(store: FileStore, reset: int) -> Log:
-    """An empty log over a file after this reset; its vectors are those of the file until the next one."""
-    return Log(source=partial(store.vectors_until, reset))
 
 
 def _utc_now() -> datetime:
