@@ -72,11 +72,15 @@ class AnswerAgent:
         Raises:
             PolicyError: the model failed; no question is answered.
         """
-        retrieved = [retrieve(bank, question, self.settings) for question in questions]
+        return self.answer_from([(bank, question) for question in questions])
+
+    def answer_from(self, pairs: Sequence[tuple[Bank, str]]) -> list[Answer]:
+        """Answer each question from its own bank, all in one batch; else as `answer`."""
+        retrieved = [retrieve(bank, question, self.settings) for bank, question in pairs]
         asked = [i for i, entries in enumerate(retrieved) if entries]
-        prompts = [answer_prompt(questions[i], retrieved[i], self.settings) for i in asked]
+        prompts = [answer_prompt(pairs[i][1], retrieved[i], self.settings) for i in asked]
         completions = self.policy.complete(prompts, Sampling(max_tokens=self.settings.max_tokens)) if prompts else []
-        answers = [Answer("") for _ in questions]
+        answers = [Answer("") for _ in pairs]
         for i, completion in zip(asked, completions, strict=True):
             answers[i] = parse_answer(completion, retrieved[i], self.settings)
         return answers

@@ -7,6 +7,7 @@ small numbers, so that no id can be made up.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -126,6 +127,12 @@ def manager_prompt(facts: Sequence[Fact], related: Sequence[Entry]) -> list[Mess
     news = [f"{number}. {_line(fact)}" for number, fact in enumerate(facts, start=1)]
     body = "\n".join(["Current memories:", *memories, "", "New facts:", *news])
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": body}]
+
+
+def manager_reply(operations: Sequence[tuple[int, OperationKind, int | None, str | None]]) -> str:
+    """The reply the prompt asks for, what a warm start imitates: (fact from 1, kind, entry from 0, text) of each."""
+    items = [{"fact": fact, "op": kind.value, "id": id_, "text": text} for fact, kind, id_, text in operations]
+    return json.dumps({"operations": items}, ensure_ascii=False)
 
 
 def _line(item: Entry | Fact) -> str:

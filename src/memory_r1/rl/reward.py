@@ -1,4 +1,4 @@
-"""What an answer earns: small pure functions of the answer and the gold, nothing else.
+"""What an answer earns, and a bank: small pure functions.
 
 Token F1 alone is not a good teacher for a small model: it pays a third for any date of the right year, and the policy
 learns to print dates (docs/training.md). `typed` pays dates, numbers, yes/no and lists by equality.
@@ -6,7 +6,7 @@ learns to print dates (docs/training.md). `typed` pays dates, numbers, yes/no an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 from memory_r1.bench import metrics
@@ -32,6 +32,27 @@ def typed(answer: str, gold: str) -> float:
 def mix(answer: str, gold: str) -> float:
     """The mean of typed and em: graded, with a bonus for getting it exactly."""
     return (typed(answer, gold) + em(answer, gold)) / 2
+
+
+def retention(evidence: Collection[str], learnt_from: Iterable[Iterable[str]]) -> float:
+    """The share of evidence turns that a live entry was learnt from, 1 where there is none.
+
+    1 less Memory-R2's M-Fail (arXiv 2605.21768).
+
+    Args:
+        evidence: turn ids.
+        learnt_from: the turn ids of each live entry.
+    """
+    kept = {turn_id for turn_ids in learnt_from for turn_id in turn_ids}
+    return len(kept.intersection(evidence)) / len(evidence) if evidence else 1.0
+
+
+def surplus(bank_words: int, dialogue_words: int, free: float = 0.7) -> float:
+    """What a bank holds beyond `free` times the dialogue it was made from, as a share of the dialogue; 0 for less.
+
+    max(0, c - 0.7 C) / C: Memory-R2, arXiv 2605.21768.
+    """
+    return max(0.0, bank_words - free * dialogue_words) / dialogue_words if dialogue_words else 0.0
 
 
 def answer_reward(name: RewardName) -> Callable[[str, str], float]:
