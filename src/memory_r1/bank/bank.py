@@ -19,7 +19,6 @@ from memory_r1.bank.check import (
     check_text,
     check_turn,
     claim_embedder,
-    embedded,
     id_of,
 )
 from memory_r1.bank.column import Floats
@@ -36,6 +35,7 @@ from memory_r1.bank.operation import (
     StoredTurn,
 )
 from memory_r1.bank.plan import check_read, plan
+from memory_r1.bank.recent import RecentVectors
 from memory_r1.bank.search import Hit, Searcher, SearchMode, searchable
 from memory_r1.bank.store import FileStore
 from memory_r1.bank.undo import Restored, plan_restore, plan_undo
@@ -57,19 +57,19 @@ class Bank:
         self,
         follower: Follower,
         scope: str,
-        embedder: Embedder,
+        vectors: RecentVectors,
         searcher: Searcher,
         clock: Callable[[], datetime],
     ) -> None:
         """Use `Bank.open` or `fork`."""
         self.scope = scope
-        self.embedder = embedder
+        self.embedder = vectors.embedder
         self._follower = follower
         self._store = follower.store
         self._lock = follower.lock
         self._searcher = searcher
         self._clock = clock
-        self._asked: tuple[str, Floats] | None = None
+        self._vectors = vectors
 
     @classmethod
     def open(
@@ -98,7 +98,7 @@ class Bank:
             raise InputError(f"the bank's path is {str(path)!r}, expected the name of a file")
         store = FileStore(str(path), scope)
         embedder, clock = embedder or usual_embedder(store.embedder()), clock or _utc_now
-        return cls(Follower.of_file(store), scope, embedder, Searcher(approximate), clock)
+        return cls(Follower.of_file(store), scope, RecentVectors(embedder), Searcher(approximate), clock)
 
     def fork(self) -> Bank:
         """A branch in memory: it starts from what this bank says now, and neither sees what the other writes later.
@@ -106,7 +106,7 @@ class Bank:
         Costs what is changed in it, not what is stored: entries and vectors are shared. It reads vectors and turns
         that were not needed before from this bank's file, so keep this bank open while the fork is in use.
         """
-        return Bank(self._follower.branch(), self.scope, self.embedder, self._searcher, self._clock)
+        return Bank(self._follower.branch(), self.scope, self._vectors, self._searcher, self._clock)
 
     def close(self) -> None:
         """Release the file; safe to repeat."""
@@ -343,14 +343,26 @@ class Bank:
     # Searching
 
     def search(self, text: str, k: int = 10, speaker: str | None = None, mode: str = "hybrid") -> list[Entry]:
-        """The k live entries that fit the text best, best first; see `ranked`."""
-        return [hit.entry for hit in self.ranked(text, k, speaker, mode)]
+        """The k live entries that fit the text best, best first; see `ranked_each`."""
+        return self.search_each([text], k, speaker, mode)[0]
+
+    def search_each(
+        self, texts: Sequence[str], k: int = 10, speaker: str | None = None, mode: str = "hybrid"
+    ) -> list[list[Entry]]:
+        """What `search` finds for each text; embedding them in one batch is faster than one by one."""
+        return [[hit.entry for hit in hits] for hits in self.ranked_each(texts, k, speaker, mode)]
 
     def ranked(self, text: str, k: int = 10, speaker: str | None = None, mode: str = "hybrid") -> list[Hit]:
-        """The k live entries that fit the text best, with their scores, best first; equal scores: older first.
+        """What `search` finds, with scores; see `ranked_each`."""
+        return self.ranked_each([text], k, speaker, mode)[0]
+
+    def ranked_each(
+        self, texts: Sequence[str], k: int = 10, speaker: str | None = None, mode: str = "hybrid"
+    ) -> list[list[Hit]]:
+        """For each text the k live entries that fit it best, with their scores, best first; equal scores: older first.
 
         Args:
-            text: a question, a fact or words.
+            texts: questions, facts or words.
             k: how many at most; bm25 gives fewer where fewer share a word with the text.
             speaker: only this speaker's entries, as if the bank held no others.
             mode: "hybrid" (both of the others, and what neighbours and speakers tell: fusion.py), "dense" or "bm25".
@@ -360,22 +372,26 @@ class Bank:
             BankError: dense or hybrid, and the file's vectors were made by another embedder.
             PolicyError: the embedder's model could not be loaded or reached.
         """
-        check_text("the text to search for", text)
+        for text in texts:
+            check_text("the text to search for", text)
         if k < 1:
             raise InputError(f"k is {k}, expected at least 1")
         wanted = _search_mode(mode)
         with self._follower.reading() as log:
-            if not log.live_rows(speaker).any():
-                return []
-            maker = self._store.embedder()
-        query = None
+            maker, anything = self._store.embedder(), log.live_rows(speaker).any()
+        if not texts or not anything:
+            return [[] for _ in texts]
+        queries: Sequence[Floats | None] = [None] * len(texts)
         if wanted is not SearchMode.BM25:  # outside the lock: nobody waits for a model
             check_embedder(maker, id_of(self.embedder))
-            query = self._query(text)
+            queries = list(self._vectors.of(texts))
         with self._follower.reading() as log:
-            if query is not None:
+            if wanted is not SearchMode.BM25:
                 check_embedder(self._store.embedder(), id_of(self.embedder))
-            return self._searcher.ranked(log, text, query, k, speaker, wanted)
+            return [
+                self._searcher.ranked(log, text, query, k, speaker, wanted)
+                for text, query in zip(texts, queries, strict=True)
+            ]
 
     # Within
 
@@ -403,14 +419,7 @@ class Bank:
             maker = self._store.embedder()
             texts = [self._searchable(operations[place]) for place in places]
         check_embedder(maker, id_of(self.embedder))
-        return dict(zip(places, embedded(self.embedder, texts), strict=True))
-
-    def _query(self, text: str) -> Floats:
-        """The vector of a text to search for. The last one is kept: a question is searched for speaker by speaker."""
-        asked = self._asked
-        if asked is None or asked[0] != text:
-            asked = self._asked = (text, embedded(self.embedder, [text])[0])
-        return asked[1]
+        return dict(zip(places, self._vectors.of(texts), strict=True))
 
     def _searchable(self, operation: Operation) -> str:
         assert operation.text is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 
 from memory_r1.bank import Bank, Entry
 from memory_r1.errors import InputError
@@ -76,7 +77,11 @@ class AnswerAgent:
 
     def answer_from(self, pairs: Sequence[tuple[Bank, str]]) -> list[Answer]:
         """Answer each question from its own bank, all in one batch; else as `answer`."""
-        retrieved = [retrieve(bank, question, self.settings) for bank, question in pairs]
+        retrieved = [
+            entries
+            for bank, group in groupby(pairs, key=lambda pair: pair[0])
+            for entries in retrieve_each(bank, [question for _, question in group], self.settings)
+        ]
         asked = [i for i, entries in enumerate(retrieved) if entries]
         prompts = [answer_prompt(pairs[i][1], retrieved[i], self.settings) for i in asked]
         completions = self.policy.complete(prompts, Sampling(max_tokens=self.settings.max_tokens)) if prompts else []
@@ -88,12 +93,18 @@ class AnswerAgent:
 
 def retrieve(bank: Bank, question: str, settings: AnswerSettings) -> tuple[Entry, ...]:
     """The entries shown for a question, best first; with `per_speaker`, speaker after speaker, then nobody's."""
-    overall = bank.search(question, k=settings.k)
+    return retrieve_each(bank, [question], settings)[0]
+
+
+def retrieve_each(bank: Bank, questions: Sequence[str], settings: AnswerSettings) -> list[tuple[Entry, ...]]:
+    """What `retrieve` gives for each question."""
+    overall = bank.search_each(questions, k=settings.k)
     speakers = bank.speakers() if settings.per_speaker else []
     if len(speakers) < 2:
-        return tuple(overall)
-    spoken = [entry for speaker in speakers for entry in bank.search(question, k=settings.k, speaker=speaker)]
-    return (*spoken, *(entry for entry in overall if entry.speaker is None))
+        return [tuple(entries) for entries in overall]
+    spoken = [bank.search_each(questions, k=settings.k, speaker=speaker) for speaker in speakers]
+    nobodys = [[entry for entry in entries if entry.speaker is None] for entries in overall]
+    return [tuple(chain.from_iterable(parts)) for parts in zip(*spoken, nobodys, strict=True)]
 
 
 _SYSTEM = "You answer questions about people from what was remembered of their conversations."

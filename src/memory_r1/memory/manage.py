@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from memory_r1.bank import Bank, Entry, Operation, OperationKind
+from memory_r1.bank.search import searchable
 from memory_r1.errors import ReplyError
 from memory_r1.memory.dates import day
 from memory_r1.memory.extract import Fact
@@ -117,7 +118,8 @@ class LLMManager:
 
 def related_entries(bank: Bank, facts: Sequence[Fact], k: int) -> list[Entry]:
     """The k entries nearest to each fact, each once, in the order first found."""
-    found = {entry.id: entry for fact in facts for entry in bank.search(fact.text, k=k)}
+    queries = [searchable(fact.text, fact.speaker) for fact in facts]  # embedded once, should a fact be added as it is
+    found = {entry.id: entry for entries in bank.search_each(queries, k=k) for entry in entries}
     return list(found.values())
 
 
