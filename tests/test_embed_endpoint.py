@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from endpoint_server import KEY, SOON, Endpoint, Request, Response, forget_settings, serving
 from memory_r1.bank import Bank, Operation
 from memory_r1.bank.endpoint import EndpointEmbedder
 from memory_r1.bank.reembed import reembed
 from memory_r1.errors import BankError, EndpointError, InputError, PolicyError
 
-KEY = "sk-test-5b1f0c"
 CLOSED = "http://127.0.0.1:9/v1"  # the discard port: nobody listens there
-VARIABLES = ("MEMORY_R1_API_KEY", "MEMORY_R1_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ADMIN_KEY")
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-
-
-@dataclass
-class Request:
-    path: str
-    headers: Mapping[str, str]
-    body: dict[str, Any]
-
-
-@dataclass
-class Response:
-    body: object
-    status: int = 200
 
 
 def vector(text: str) -> list[float]:
@@ -52,58 +34,26 @@ def well_behaved(request: Request) -> Response:
     return reply(*map(vector, request.body["input"]))
 
 
-class Endpoint:
-    """Answers with a function of the request; remembers what it was asked."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.requests: list[Request] = []
-        self.answer: Callable[[Request], Response] = well_behaved
-
-    def embedder(self, **arguments: Any) -> EndpointEmbedder:
-        return EndpointEmbedder("m", self.url, **{"retries": 0, **arguments})
+def embedder_at(endpoint: Endpoint, **arguments: Any) -> EndpointEmbedder:
+    return EndpointEmbedder("m", endpoint.url, **{"retries": 0, **arguments})
 
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in (*VARIABLES, *PROXIES):
-        monkeypatch.delenv(variable, raising=False)
+    forget_settings(monkeypatch)
 
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            request = Request(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-            served.requests.append(request)
-            response = served.answer(request)
-            raw = response.body if isinstance(response.body, bytes) else json.dumps(response.body).encode()
-            self.send_response(response.status)
-            for name, value in (("Content-Type", "application/json"), ("retry-after-ms", "1")):
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served = Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(well_behaved) as endpoint:
+        yield endpoint
 
 
 # What is sent, and what comes of it
 
 
 def test_vectors_are_brought_to_length_1_in_the_order_of_the_texts(endpoint: Endpoint) -> None:
-    vectors = endpoint.embedder().embed(["a", "bb"])
+    vectors = embedder_at(endpoint).embed(["a", "bb"])
     assert vectors.dtype == np.float32
     assert vectors.tolist() == [
         pytest.approx([1 / math.sqrt(6), 1 / math.sqrt(6), 2 / math.sqrt(6)]),
@@ -117,51 +67,54 @@ def test_vectors_are_brought_to_length_1_in_the_order_of_the_texts(endpoint: End
 def test_vectors_are_put_where_their_index_says(endpoint: Endpoint) -> None:
     items = [{"index": 1, "embedding": [0, 1]}, {"index": 0, "embedding": [1, 0]}]
     endpoint.answer = lambda request: Response({"data": items})
-    assert endpoint.embedder().embed(["a", "b"]).tolist() == [[1, 0], [0, 1]]
+    assert embedder_at(endpoint).embed(["a", "b"]).tolist() == [[1, 0], [0, 1]]
 
 
 def test_vectors_without_an_index_are_in_order(endpoint: Endpoint) -> None:
     endpoint.answer = lambda request: Response({"data": [{"embedding": [1, 0]}, {"index": None, "embedding": [0, 1]}]})
-    assert endpoint.embedder().embed(["a", "b"]).tolist() == [[1, 0], [0, 1]]
+    assert embedder_at(endpoint).embed(["a", "b"]).tolist() == [[1, 0], [0, 1]]
 
 
 def test_many_texts_go_in_batches(endpoint: Endpoint) -> None:
     texts = ["x" * n for n in range(1, 8)]
-    vectors = endpoint.embedder(batch=3).embed(texts)
+    vectors = embedder_at(endpoint, batch=3).embed(texts)
     assert [request.body["input"] for request in endpoint.requests] == [texts[:3], texts[3:6], texts[6:]]
     assert vectors.shape == (7, 3)
-    assert np.array_equal(vectors, endpoint.embedder().embed(texts))
+    assert np.array_equal(vectors, embedder_at(endpoint).embed(texts))
 
 
 def test_of_a_long_text_only_the_beginning_is_sent(endpoint: Endpoint) -> None:
-    endpoint.embedder(max_characters=5).embed(["green tea"])
+    embedder_at(endpoint, max_characters=5).embed(["green tea"])
     assert endpoint.requests[0].body["input"] == ["green"]
 
 
 def test_the_dimension_is_learnt_once(endpoint: Endpoint) -> None:
-    embedder = endpoint.embedder()
+    embedder = embedder_at(endpoint)
     assert embedder.embed([]).shape == (0, 3)
     assert embedder.dimension == 3
     assert len(endpoint.requests) == 1
 
 
 def test_the_name_is_that_of_the_model_and_nothing_is_sent_for_it(endpoint: Endpoint) -> None:
-    assert endpoint.embedder().name == "endpoint:m"
+    assert embedder_at(endpoint).name == "endpoint:m"
     assert endpoint.requests == []
 
 
 def test_a_failure_that_may_pass_is_tried_again(endpoint: Endpoint) -> None:
-    endpoint.answer = lambda request: well_behaved(request) if len(endpoint.requests) > 2 else Response({}, 503)
-    assert endpoint.embedder(retries=2).embed(["a"]).shape == (1, 3)
+    endpoint.answer = lambda request: well_behaved(request) if len(endpoint.requests) > 2 else Response({}, 503, SOON)
+    assert embedder_at(endpoint, retries=2).embed(["a"]).shape == (1, 3)
     assert len(endpoint.requests) == 3
 
 
-def test_key_and_address_come_from_the_environment(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_and_address_come_from_the_environment_of_the_first_use(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = EndpointEmbedder("m")
     monkeypatch.setenv("OPENAI_BASE_URL", CLOSED)
     monkeypatch.setenv("MEMORY_R1_BASE_URL", endpoint.url + "/")
     monkeypatch.setenv("OPENAI_API_KEY", "other")
     monkeypatch.setenv("MEMORY_R1_API_KEY", f" {KEY}\n")
-    EndpointEmbedder("m").embed(["a"])
+    embedder.embed(["a"])
     assert endpoint.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
@@ -173,7 +126,7 @@ def test_credentials_in_the_address_are_sent_as_basic_authentication(endpoint: E
 
 
 def test_many_threads_share_one_embedder(endpoint: Endpoint) -> None:
-    embedder, found = endpoint.embedder(), {}
+    embedder, found = embedder_at(endpoint), {}
 
     def work(number: int) -> None:
         found[number] = embedder.embed(["x" * number])
@@ -217,15 +170,15 @@ def test_many_threads_share_one_embedder(endpoint: Endpoint) -> None:
 def test_nonsense_is_an_error_in_one_line(endpoint: Endpoint, body: object, what: str) -> None:
     endpoint.answer = lambda request: Response(body)
     with pytest.raises(EndpointError) as caught:
-        endpoint.embedder().embed(["a", "b"])
+        embedder_at(endpoint).embed(["a", "b"])
     message = str(caught.value)
     assert what in message
-    assert message.startswith(f"endpoint:m at {endpoint.url}: answered ")
+    assert message.startswith(f"m at {endpoint.url}: answered ")
     assert "\n" not in message
 
 
 def test_another_dimension_than_before_is_an_error(endpoint: Endpoint) -> None:
-    embedder = endpoint.embedder(batch=1)
+    embedder = embedder_at(endpoint, batch=1)
     endpoint.answer = lambda request: reply([1.0] * len(endpoint.requests))
     with pytest.raises(EndpointError, match="gave vectors of 2 numbers, before they had 1"):
         embedder.embed(["a", "b"])
@@ -234,7 +187,7 @@ def test_another_dimension_than_before_is_an_error(endpoint: Endpoint) -> None:
 def test_an_endpoint_that_is_down_is_an_error_in_one_line() -> None:
     with pytest.raises(EndpointError) as caught:
         EndpointEmbedder("m", CLOSED, retries=0).embed(["a"])
-    assert str(caught.value).startswith(f"endpoint:m at {CLOSED}: cannot be reached (")
+    assert str(caught.value).startswith(f"m at {CLOSED}: cannot be reached (")
     assert "attempts made: 1; check that the server runs" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -254,8 +207,9 @@ def test_a_refusal_says_what_the_server_said_but_no_secret(endpoint: Endpoint, s
     "url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "http://h?q=1"]
 )
 def test_an_address_that_cannot_be_used_is_refused_when_it_is_needed(url: str) -> None:
+    embedder = EndpointEmbedder("m", url)
     with pytest.raises(InputError, match="the base URL cannot be used"):
-        EndpointEmbedder("m", url).embed(["a"])
+        embedder.embed(["a"])
 
 
 def test_openai_itself_needs_a_key() -> None:
@@ -265,7 +219,7 @@ def test_openai_itself_needs_a_key() -> None:
 
 def test_a_key_that_no_header_can_carry_is_refused(endpoint: Endpoint) -> None:
     with pytest.raises(PolicyError, match="expected printable ASCII"):
-        endpoint.embedder(api_key="ключ").embed(["a"])
+        embedder_at(endpoint, api_key="ключ").embed(["a"])
 
 
 @pytest.mark.parametrize("arguments", [{"timeout_s": 0}, {"retries": -1}, {"batch": 0}, {"max_characters": 0}])
@@ -280,7 +234,7 @@ def test_numbers_out_of_range_are_refused(arguments: dict[str, int]) -> None:
 def test_a_bank_with_an_endpoint_is_opened_with_it_again(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Bank.open(tmp_path / "bank", embedder=endpoint.embedder()) as bank:
+    with Bank.open(tmp_path / "bank", embedder=embedder_at(endpoint)) as bank:
         bank.apply([Operation.add("likes tea"), Operation.add("has a black dog")])
     monkeypatch.setenv("MEMORY_R1_BASE_URL", endpoint.url)
     with Bank.open(tmp_path / "bank") as bank:
@@ -289,7 +243,7 @@ def test_a_bank_with_an_endpoint_is_opened_with_it_again(
 
 
 def test_a_bank_can_be_read_without_its_endpoint(endpoint: Endpoint, tmp_path: Path) -> None:
-    with Bank.open(tmp_path / "bank", embedder=endpoint.embedder()) as bank:
+    with Bank.open(tmp_path / "bank", embedder=embedder_at(endpoint)) as bank:
         bank.apply([Operation.add("likes tea")])
     asked = len(endpoint.requests)
     with Bank.open(tmp_path / "bank") as bank:
@@ -302,7 +256,7 @@ def test_a_bank_can_be_read_without_its_endpoint(endpoint: Endpoint, tmp_path: P
 def test_an_endpoint_that_fails_in_the_middle_of_re_embedding_leaves_the_bank_and_the_work(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    with Bank.open(tmp_path / "bank", embedder=endpoint.embedder()) as bank:
+    with Bank.open(tmp_path / "bank", embedder=embedder_at(endpoint)) as bank:
         bank.apply([Operation.add(f"likes tea {'x' * n}") for n in range(10)])
     new = EndpointEmbedder("other", endpoint.url, retries=0)
     endpoint.requests.clear()
@@ -310,9 +264,9 @@ def test_an_endpoint_that_fails_in_the_middle_of_re_embedding_leaves_the_bank_an
     with pytest.raises(EndpointError, match="HTTP 500"):
         reembed(tmp_path / "bank", new, chunk=4)
     endpoint.answer = well_behaved
-    with Bank.open(tmp_path / "bank", embedder=endpoint.embedder()) as bank:
+    with Bank.open(tmp_path / "bank", embedder=embedder_at(endpoint)) as bank:
         assert len(bank.search("tea", mode="dense")) == 10
     done = reembed(tmp_path / "bank", new, chunk=4)
     assert (done.resumed, done.embedded, done.before, done.after) == (8, 2, "endpoint:m", "endpoint:other")
-    with Bank.open(tmp_path / "bank", embedder=endpoint.embedder()) as bank, pytest.raises(BankError):
+    with Bank.open(tmp_path / "bank", embedder=embedder_at(endpoint)) as bank, pytest.raises(BankError):
         bank.search("tea")

@@ -12,7 +12,15 @@ import pytest
 import memory_r1
 
 ROOT = Path(memory_r1.__file__).parent
-FLOORS = [{"errors", "data"}, {"dialogue", "policy", "bank"}, {"memory"}, {"bench", "serve"}, {"rl"}, {"cli"}]
+FLOORS = [
+    {"errors", "data"},
+    {"endpoint"},
+    {"dialogue", "policy", "bank"},
+    {"memory"},
+    {"bench", "serve"},
+    {"rl"},
+    {"cli"},
+]
 FLOOR = {part: number for number, floor in enumerate(FLOORS) for part in floor}
 HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "accelerate", "matplotlib", "nltk", "openai", "gguf"}
 

@@ -6,13 +6,16 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from memory_r1.bank import Bank, Entry, HashingEmbedder, Operation
-from memory_r1.errors import ConflictError, ReplyError
+from memory_r1.errors import ConflictError, InputError, ModelError, ReplyError
 from memory_r1.memory import AddOnlyManager, Decision, Fact, LLMManager, MemoryManager
-from memory_r1.memory.manage import manager_prompt, parse_decision, related_entries
+from memory_r1.memory.answer import AnswerSettings
+from memory_r1.memory.card import manager_of, read_card, write_card
+from memory_r1.memory.manage import ManagerSettings, manager_prompt, parse_decision, related_entries
 from memory_r1.policy import ScriptedPolicy
 
 MONDAY, TUESDAY = datetime(2023, 5, 8), datetime(2023, 5, 9)
@@ -227,3 +230,26 @@ def test_what_was_decided_can_be_applied(bank: Bank, related: list[Entry]) -> No
         ("e1", "Ann has a cat and a dog", "Ann", TUESDAY, ("t0", "t1")),
         ("e2", "not related", None, None, ()),
     ]
+
+
+# Settings carried by an adapter
+
+
+def test_the_managers_card_comes_back_and_is_refused_by_the_other_agent(tmp_path: Path) -> None:
+    settings = ManagerSettings(k=3, max_tokens=99)
+    write_card(tmp_path, "base", settings)
+    assert read_card(tmp_path, ManagerSettings, "base") == settings
+    with pytest.raises(ModelError, match="made for the manager agent with manager-1, expected answer"):
+        read_card(tmp_path, AnswerSettings)
+    with pytest.raises(ModelError, match="trained on base, got other"):
+        read_card(tmp_path, ManagerSettings, "other")
+
+
+def test_a_policy_without_a_card_manages_with_the_usual_settings() -> None:
+    assert manager_of(ScriptedPolicy([])).settings == ManagerSettings()
+
+
+@pytest.mark.parametrize("name", ["k", "max_tokens"])
+def test_settings_below_one_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is 0"):
+        ManagerSettings(**{name: 0})

@@ -1,47 +1,22 @@
 """RemotePolicy against a real HTTP server on this machine that answers from a script."""
 
 import base64
-import json
 import logging
 import re
 import socket
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from endpoint_server import KEY, SOON, Endpoint, Request, Response, forget_settings, serving
 from memory_r1.errors import EndpointError, InputError, PolicyError, PromptError
 from memory_r1.policy.base import Message, Policy, Sampling
 from memory_r1.policy.remote import RemotePolicy
 
-KEY = "sk-test-5b1f0c"
 SCHEMA = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
-SOON = {"retry-after-ms": "1"}
-VARIABLES = ("MEMORY_R1_API_KEY", "MEMORY_R1_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ADMIN_KEY")
-
-
-@dataclass
-class Request:
-    path: str
-    headers: Mapping[str, str]
-    body: dict[str, Any]
-
-    @property
-    def text(self) -> str:
-        return str(self.body["messages"][-1]["content"])
-
-
-@dataclass
-class Response:
-    body: object
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def reply(text: str | None, finish: str = "stop", **message: object) -> Response:
@@ -56,56 +31,23 @@ def refused(message: str, status: int = 400, **headers: str) -> Response:
     return Response({"error": {"message": message, "type": "invalid_request_error"}}, status, headers)
 
 
-class Endpoint:
-    """Answers with a function of the request, or with the next response of a list; the last one is repeated."""
+def text_of(request: Request) -> str:
+    return str(request.body["messages"][-1]["content"])
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.requests: list[Request] = []
-        self.times: list[float] = []
-        self.answer: Callable[[Request], Response] = lambda request: reply("ok")
 
-    def script(self, *responses: Response) -> None:
-        queue = list(responses)
-        self.answer = lambda request: queue.pop(0) if len(queue) > 1 else queue[0]
+def formats(endpoint: Endpoint) -> list[str]:
+    return [request.body.get("response_format", {}).get("type", "none") for request in endpoint.requests]
 
-    def formats(self) -> list[str]:
-        return [request.body.get("response_format", {}).get("type", "none") for request in self.requests]
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_settings(monkeypatch)
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    for variable in VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            request = Request(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
-            served.requests.append(request)
-            served.times.append(time.monotonic())
-            response = served.answer(request)
-            raw = response.body if isinstance(response.body, bytes) else json.dumps(response.body).encode()
-            self.send_response(response.status)
-            for name, value in {"Content-Type": "application/json", **response.headers}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(raw)))
-            with suppress(ConnectionError):  # a policy that timed out has hung up
-                self.end_headers()
-                self.wfile.write(raw)
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served = Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def endpoint() -> Iterator[Endpoint]:
+    with serving(lambda request: reply("ok")) as endpoint:
+        yield endpoint
 
 
 def prompt(text: str) -> list[Message]:
@@ -162,10 +104,10 @@ def test_completions_keep_the_order_of_the_prompts_when_the_last_is_answered_fir
     last_arrived = threading.Event()
 
     def answer(request: Request) -> Response:
-        if request.text == "3":
+        if text_of(request) == "3":
             last_arrived.set()
         assert last_arrived.wait(timeout=5)
-        return reply(f"to {request.text}")
+        return reply(f"to {text_of(request)}")
 
     endpoint.answer = answer
     completions = RemotePolicy("tiny", endpoint.url).complete([prompt(str(n)) for n in range(4)], Sampling())
@@ -195,7 +137,7 @@ def test_one_failed_prompt_fails_the_call_and_the_unsent_rest_is_dropped(endpoin
     failed = threading.Event()
 
     def answer(request: Request) -> Response:
-        if request.text == "0":
+        if text_of(request) == "0":
             return refused("no such model", 404)
         failed.wait(timeout=5)
         return reply("ok")
@@ -350,7 +292,7 @@ def test_a_refused_schema_steps_down_once_and_is_remembered(
     with caplog.at_level(logging.WARNING, logger="memory_r1"):
         texts = [ask(policy, sampling=Sampling(schema=SCHEMA)) for _ in range(2)]
     assert texts == ["json_object", "json_object"]
-    assert endpoint.formats() == ["json_schema", "json_object", "json_object"]
+    assert formats(endpoint) == ["json_schema", "json_object", "json_object"]
     assert [record.message for record in caplog.records] == [
         f"{policy.name} refused fields of the request: "
         "from now on it is sent max_tokens and response_format json_object"
@@ -367,7 +309,7 @@ def test_a_refused_schema_steps_down_once_and_is_remembered(
 def test_an_endpoint_without_any_json_mode_is_asked_for_plain_text(endpoint: Endpoint, words: str) -> None:
     endpoint.answer = lambda request: refused(words, 422) if "response_format" in request.body else reply("plain")
     assert ask(RemotePolicy("tiny", endpoint.url), sampling=Sampling(schema=SCHEMA)) == "plain"
-    assert endpoint.formats() == ["json_schema", "json_object", "none"]
+    assert formats(endpoint) == ["json_schema", "json_object", "none"]
 
 
 def test_threads_that_meet_the_refusal_together_agree_on_the_same_format(endpoint: Endpoint) -> None:
@@ -375,7 +317,7 @@ def test_threads_that_meet_the_refusal_together_agree_on_the_same_format(endpoin
     policy = RemotePolicy("tiny", endpoint.url)
     completions = policy.complete([prompt(str(n)) for n in range(16)], Sampling(schema=SCHEMA))
     assert {completion.text for completion in completions} == {"json_object"}
-    assert "none" not in endpoint.formats()
+    assert "none" not in formats(endpoint)
 
 
 def test_a_refusal_about_something_else_is_an_error_and_changes_nothing(endpoint: Endpoint) -> None:
@@ -384,7 +326,7 @@ def test_a_refusal_about_something_else_is_an_error_and_changes_nothing(endpoint
     with pytest.raises(EndpointError, match="quota exceeded"):
         ask(policy, sampling=Sampling(schema=SCHEMA))
     ask(policy, sampling=Sampling(schema=SCHEMA))
-    assert endpoint.formats() == ["json_schema", "json_schema"]
+    assert formats(endpoint) == ["json_schema", "json_schema"]
 
 
 def test_what_did_not_help_is_not_remembered(endpoint: Endpoint) -> None:
@@ -393,7 +335,7 @@ def test_what_did_not_help_is_not_remembered(endpoint: Endpoint) -> None:
     with pytest.raises(EndpointError, match="bad model"):
         ask(policy, sampling=Sampling(schema=SCHEMA))
     ask(policy, sampling=Sampling(schema=SCHEMA))
-    assert endpoint.formats() == ["json_schema", "json_object", "none", "json_schema"]
+    assert formats(endpoint) == ["json_schema", "json_object", "none", "json_schema"]
 
 
 def test_a_named_format_is_kept_and_its_refusal_is_an_error(endpoint: Endpoint) -> None:
@@ -409,7 +351,7 @@ def test_the_newer_name_of_the_token_limit_is_used_where_the_older_is_refused(en
     policy = RemotePolicy("tiny", endpoint.url)
     assert [ask(policy, sampling=Sampling(max_tokens=5, schema=SCHEMA)) for _ in range(2)] == ["ok", "ok"]
     assert [request.body.get("max_completion_tokens") for request in endpoint.requests] == [None, 5, 5]
-    assert endpoint.formats() == ["json_schema"] * 3
+    assert formats(endpoint) == ["json_schema"] * 3
 
 
 # Keys and addresses
@@ -463,6 +405,16 @@ def test_openai_itself_needs_a_key(endpoint: Endpoint, base_url: str | None) -> 
     with pytest.raises(PolicyError, match=r"https://api.openai.com/v1 needs an API key: set MEMORY_R1_API_KEY"):
         RemotePolicy("tiny", base_url)
     assert RemotePolicy("tiny", base_url, api_key=KEY).name == "tiny@api.openai.com"
+
+
+def test_a_password_in_the_address_stands_for_the_key_of_openai_itself() -> None:
+    assert RemotePolicy("tiny", "https://ann:secret@api.openai.com/v1").name == "tiny@api.openai.com"
+
+
+def test_a_secret_that_holds_another_is_hidden_whole(endpoint: Endpoint) -> None:
+    endpoint.script(refused("wrong: abc, abcdef", 401))
+    url = endpoint.url.replace("//", "//ann:abcdef@")
+    assert "HTTP 401: wrong: ***, ***; check" in str(failure(RemotePolicy("tiny", url, api_key="abc")))
 
 
 def test_a_key_no_header_can_carry_is_refused_unshown(endpoint: Endpoint) -> None:

@@ -80,7 +80,7 @@ def test_training_goes_from_a_file_to_an_adapter_with_its_card(
     config = json.loads((out / "config.json").read_text())["config"]
     assert config["data"]["sha256"] == dataset.sha256
     assert config["settings"]["grpo"]["group"] == 2
-    assert read_card(adapter) == ANSWERING
+    assert read_card(adapter, AnswerSettings) == ANSWERING
     assert LocalPolicy(tiny_folder, adapter=adapter, device="cpu").model is not None
 
 
@@ -201,9 +201,9 @@ def test_nothing_to_train_is_refused(tiny_folder: Path, dataset: Dataset, tmp_pa
 def test_a_card_of_another_kind_is_a_model_error_naming_the_adapter(tmp_path: Path, card: str) -> None:
     (tmp_path / "memory_r1.json").write_text(card)
     with pytest.raises(ModelError, match=f"^{tmp_path}"):
-        read_card(tmp_path)
+        read_card(tmp_path, AnswerSettings)
 
 
 def test_an_adapter_without_a_card_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no readable memory_r1\.json"):
-        read_card(tmp_path)
+        read_card(tmp_path, AnswerSettings)

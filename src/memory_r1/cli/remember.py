@@ -58,11 +58,12 @@ class Remember:
         return 1 if report.failures else 0
 
     def _memory(self, bank: Bank, policy: Policy | None) -> Memory:
-        from memory_r1.memory import LLMExtractor, LLMManager, Memory
+        from memory_r1.memory import LLMExtractor, Memory
+        from memory_r1.memory.card import manager_of
 
         return Memory(
             bank,
-            manager=LLMManager(policy) if policy and self.manager == "llm" else None,
+            manager=manager_of(policy) if policy and self.manager == "llm" else None,
             extractor=LLMExtractor(policy) if policy and self.extract == "llm" else None,
         )
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from memory_r1.bank import Bank, Entry, Operation, OperationKind
 from memory_r1.bank.search import searchable
-from memory_r1.errors import ReplyError
+from memory_r1.errors import InputError, ReplyError
 from memory_r1.memory.dates import day
 from memory_r1.memory.extract import Fact
 from memory_r1.memory.reply import ask_for_json, one_line
@@ -95,12 +95,28 @@ _SCHEMA: dict[str, object] = {
 
 
 @dataclass(frozen=True)
-class LLMManager:
-    """Asks a policy; shows it the k entries nearest to each fact. A reply that does not parse is retried once."""
+class ManagerSettings:
+    """How the memory manager looks and writes.
 
-    policy: Policy
+    k           related entries shown for each fact (the paper: 5)
+    max_tokens  longest reply
+    """
+
     k: int = 5
     max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("k", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class LLMManager:
+    """Asks a policy; shows it the entries nearest to each fact. A reply that does not parse is retried once."""
+
+    policy: Policy
+    settings: ManagerSettings = ManagerSettings()
 
     @property
     def name(self) -> str:
@@ -110,8 +126,8 @@ class LLMManager:
         """One completion for all the facts; raises as `MemoryManager.decide` does."""
         if not facts:
             return Decision(())
-        related = related_entries(bank, facts, self.k)
-        sampling = Sampling(max_tokens=self.max_tokens, schema=_SCHEMA)
+        related = related_entries(bank, facts, self.settings.k)
+        sampling = Sampling(max_tokens=self.settings.max_tokens, schema=_SCHEMA)
         prompt = manager_prompt(facts, related)
         return ask_for_json(self.policy, prompt, sampling, lambda value: parse_decision(value, facts, related))
 

@@ -1,31 +1,25 @@
 """A policy behind any OpenAI-compatible /v1/chat/completions endpoint: OpenAI, vLLM, llama.cpp, Ollama, LM Studio.
 
-Retries, their backoff and Retry-After are the `openai` client's own work. Left out: streaming, log-probabilities (so
-no training on a remote policy) and proxies, for which the client reads the usual environment variables.
+Left out: streaming, log-probabilities (so no training on a remote policy) and proxies, for which the client reads the
+usual environment variables.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
-from memory_r1.errors import EndpointError, InputError, PolicyError, PromptError
+from memory_r1.endpoint import Endpoint, refusal
+from memory_r1.errors import InputError, PolicyError, PromptError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     import openai
-
-_OPENAI_URL = "https://api.openai.com/v1"
-_LOCAL_KEY = "none"  # servers without a key ignore it, but the client insists on one
-_CONNECT_TIMEOUT_S = 5.0
 
 ResponseFormat = Literal["json_schema", "json_object", "none"]
 
@@ -36,13 +30,7 @@ class RemotePolicy:
     """A model served elsewhere. Safe to share between threads.
 
     Args:
-        model: the name the endpoint knows the model by.
-        base_url: up to and including /v1; else MEMORY_R1_BASE_URL, OPENAI_BASE_URL, then OpenAI itself. A
-            `user:password@` in it is sent as basic authentication, in place of the key, and shown nowhere.
-        api_key: else MEMORY_R1_API_KEY, then OPENAI_API_KEY; may be absent unless the endpoint is OpenAI itself.
-        timeout_s: seconds that one attempt may stay silent; connecting is given at most 5 of them.
-        retries: further attempts after a timeout, a failed connection, or HTTP 408, 409, 429 or 5xx. The pause doubles
-            from half a second to 8, less up to a quarter at random; a Retry-After within the client's limit goes first.
+        model, base_url, api_key, timeout_s, retries: as for `memory_r1.endpoint.Endpoint`.
         concurrency: requests in flight at once, over all callers.
         schema: how a sampling's JSON schema is sent. "auto" begins with "json_schema" and, when the endpoint refuses
             it, steps down to "json_object" and then "none", for this and all later prompts, with a logged warning; a
@@ -68,20 +56,16 @@ class RemotePolicy:
             raise InputError(
                 f"got timeout_s {timeout_s}, retries {retries}, concurrency {concurrency}: expected > 0, >= 0, >= 1"
             )
-        self._model = model
-        self._address = _Address.parse(_first(base_url, "MEMORY_R1_BASE_URL", "OPENAI_BASE_URL") or _OPENAI_URL)
-        self._timeout_s, self._attempts = timeout_s, retries + 1
+        self._endpoint = Endpoint(model, base_url, api_key, timeout_s, retries)
+        self._client = self._endpoint.client()
         self._dialect = _Dialect() if schema == "auto" else _Dialect(formats=(schema,))
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="memory-r1-remote")
-        key = _api_key(api_key, self._address)
-        self._secrets = tuple(secret for secret in (key, *self._address.secrets) if secret and secret != _LOCAL_KEY)
-        self._client = _client(self._address, key, timeout_s, retries)
 
     @property
     def name(self) -> str:
         """The model and the host that serves it, without credentials: "gpt-4.1-mini@api.openai.com"."""
-        return f"{self._model}@{self._address.host}"
+        return f"{self._endpoint.model}@{self._endpoint.host}"
 
     def __repr__(self) -> str:
         return f"RemotePolicy({self.name!r})"
@@ -113,13 +97,7 @@ class RemotePolicy:
                 future.cancel()
 
     def _complete_one(self, prompt: Prompt, sampling: Sampling) -> Completion:
-        body = self._send(prompt, sampling)
-        try:
-            reply = json.loads(body)
-        except ValueError:
-            what = f"answered with a body that is not JSON: {body!r}"
-            raise self._error(what, "check that the base URL ends in /v1") from None
-        return self._completion(reply)
+        return self._completion(self._endpoint.parse(self._send(prompt, sampling)))
 
     def _send(self, prompt: Prompt, sampling: Sampling) -> str:
         """One request, sent again in a humbler dialect as long as the endpoint refuses the one in use."""
@@ -127,7 +105,7 @@ class RemotePolicy:
 
         create = self._client.chat.completions.with_raw_response.create
         # stream is named since not every server takes its absence for "no"
-        request: dict[str, Any] = {"model": self._model, "messages": list(prompt), "stream": False}
+        request: dict[str, Any] = {"model": self._endpoint.model, "messages": list(prompt), "stream": False}
         dialect = self._dialect
         while True:
             fields = dialect.fields(sampling)
@@ -167,7 +145,7 @@ class RemotePolicy:
         if not isinstance(text, str):
             got = json.dumps(reply, ensure_ascii=False)
             expected = "expected text in choices[0].message.content: check the base URL and the model"
-            raise self._error(f"answered {got}", expected)
+            raise self._endpoint.error(f"answered {got}", expected)
         return Completion(
             # half an emoji, which JSON can carry, becomes a replacement character: nothing could store or send it
             text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
@@ -179,65 +157,14 @@ class RemotePolicy:
     def _explain(self, error: openai.APIError) -> PolicyError:
         import openai
 
-        match error:
-            case openai.APITimeoutError():
-                what = f"no answer within {self._timeout_s:g} s, attempts made: {self._attempts}"
-                return self._error(what, "check that the server is not overloaded, or raise the timeout")
-            case openai.APIConnectionError():
-                reason = str(error.__cause__ or "") or str(error)
-                what = f"cannot be reached ({reason}), attempts made: {self._attempts}"
-                return self._error(what, "check that the server runs and that the base URL is right")
-            case openai.APIStatusError() if _too_long(error):
-                what = f"HTTP {error.status_code}: {_said(error)}"
-                return self._unanswered(what, "retrieve fewer entries or use a model with a longer context")
-            case openai.APIStatusError():
-                return self._error(f"HTTP {error.status_code}: {_said(error)}", _advice(error.status_code))
-        return self._error(str(error), "check that it is an OpenAI-compatible endpoint")
+        if not isinstance(error, openai.APIStatusError):
+            return self._endpoint.explain(error)
+        if _too_long(error):
+            return self._unanswered(refusal(error), "retrieve fewer entries or use a model with a longer context")
+        return self._endpoint.error(refusal(error), _advice(error.status_code))
 
     def _unanswered(self, what: str, check: str) -> PromptError:
-        return PromptError(self._message(what, check))
-
-    def _error(self, what: str, check: str) -> EndpointError:
-        return EndpointError(self._message(what, check))
-
-    def _message(self, what: str, check: str) -> str:
-        """One line without secrets. To be raised `from None`: a server may have echoed the key into the cause."""
-        for secret in self._secrets:
-            what = what.replace(secret, "***")
-        what = " ".join(what.split())
-        what = what if len(what) <= 300 else f"{what[:300]}..."
-        return f"{self._model} at {self._address.url}: {what}; {check}"
-
-
-@dataclass(frozen=True)
-class _Address:
-    """Where the endpoint is. `url` and `host` are fit to be shown, the other two are not."""
-
-    url: str
-    host: str
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
-
-    @classmethod
-    def parse(cls, base_url: str) -> _Address:
-        # the URL is not quoted: what is wrong with it may stand beside a password
-        unusable = InputError(
-            "the base URL cannot be used, expected http(s)://host[:port]/path as in http://host:8000/v1"
-        )
-        try:
-            parts = urlsplit(base_url)
-            port = parts.port
-        except ValueError:
-            raise unusable from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-            raise unusable
-        userinfo, _, host = parts.netloc.rpartition("@")
-        url = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
-        if not userinfo:
-            return cls(url, host)
-        token = b64encode(unquote(userinfo).encode()).decode()
-        password = parts.password or ""
-        return cls(url, host, {"Authorization": f"Basic {token}"}, (token, userinfo, password, unquote(password)))
+        return PromptError(self._endpoint.message(what, check))
 
 
 @dataclass(frozen=True)
@@ -275,32 +202,6 @@ class _Dialect:
         return _Dialect(min(self.formats, other.formats, key=len), min(self.limits, other.limits, key=len))
 
 
-def _first(argument: str | None, *variables: str) -> str | None:
-    """The argument, else the first of the environment variables that is set and not blank."""
-    values = (argument, *(os.environ.get(variable) for variable in variables))
-    return next((value.strip() for value in values if value and value.strip()), None)
-
-
-def _api_key(argument: str | None, address: _Address) -> str:
-    key = _first(argument, "MEMORY_R1_API_KEY", "OPENAI_API_KEY")
-    if key is None and address.host == "api.openai.com":
-        raise PolicyError(f"{address.url} needs an API key: set MEMORY_R1_API_KEY, or give another base URL")
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise PolicyError(
-            "the API key holds characters no HTTP header can carry, expected printable ASCII: copy it again"
-        )
-    return key or _LOCAL_KEY
-
-
-def _client(address: _Address, key: str, timeout_s: float, retries: int) -> openai.OpenAI:
-    import openai  # half a second, so only where a remote policy is made
-
-    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
-    return openai.OpenAI(
-        api_key=key, base_url=address.url, timeout=timeout, max_retries=retries, default_headers=address.headers
-    )
-
-
 def _response_format(name: ResponseFormat, schema: Mapping[str, object]) -> dict[str, Any]:
     if name == "json_object":
         return {"type": "json_object"}
@@ -323,13 +224,8 @@ def _count(value: object) -> int:
 
 def _too_long(error: openai.APIStatusError) -> bool:
     """Whether the endpoint rejected the prompt for its length; endpoints say so in words alone."""
-    said = _said(error).lower()
+    said = refusal(error).lower()
     return error.status_code == 413 or (error.status_code == 400 and ("context" in said or "too long" in said))
-
-
-def _said(error: openai.APIStatusError) -> str:
-    """The server's own words: the message field of its error where there is one, else the whole body."""
-    return str(_dig(error.body, "message") or _dig(error.body, "detail") or error.body or "no explanation given")
 
 
 def _advice(status: int) -> str:
