@@ -36,9 +36,8 @@ class Stopped:
     def name(self) -> str:
         return self.inner.name
 
-    @property
-    def needs_reference(self) -> bool:
-        return self.inner.needs_reference
+    def prepare(self, learner: Learner) -> None:
+        self.inner.prepare(learner)
 
     @property
     def iterations(self) -> int:
@@ -56,7 +55,9 @@ class Counting:
 
     iterations: int = 4
     name: str = "counting"
-    needs_reference: bool = False
+
+    def prepare(self, learner: Learner) -> None:
+        pass
 
     def iterate(self, learner: Learner, iteration: int) -> Metrics:
         with torch.no_grad():

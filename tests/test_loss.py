@@ -1,4 +1,4 @@
-"""The loss's parts: hand-worked numbers with their signs, and the KL by enumeration of a 5-token policy."""
+"""The loss's parts: hand-worked numbers with their signs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,33 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from memory_r1.rl.advantage import group_advantages
-from memory_r1.rl.loss import Aggregation, clipped_policy_loss, kl_k3, token_weights
+from memory_r1.rl.loss import (
+    Aggregation,
+    RatioLevel,
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    policy_ratio,
+    token_weights,
+)
 
 
-def loss_and_gradient(ratio: float, advantage: float, clip_range: float = 0.2) -> tuple[float, float]:
+def loss_and_gradient(
+    ratio: float, advantage: float, low: float = 0.2, high: float = 0.2, dual_clip: float = 0.0
+) -> tuple[float, float]:
     """The loss of one token, and its derivative by the token's log-probability."""
     old = torch.tensor([-2.0], dtype=torch.float64)
     new = (old + math.log(ratio)).requires_grad_()
-    loss = clipped_policy_loss(new, old, advantage, clip_range)
+    loss = clipped_policy_loss(
+        policy_ratio(new, old),
+        torch.tensor([advantage], dtype=torch.float64),
+        clip_range_low=low,
+        clip_range_high=high,
+        dual_clip=dual_clip,
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), new)
     return loss.item(), gradient.item()
 
@@ -50,11 +66,120 @@ def test_a_step_down_the_loss_makes_a_good_token_more_probable_and_a_bad_one_les
     for advantage in (1.0, -1.0):
         logits = torch.zeros(5, requires_grad=True)
         logprobs = torch.log_softmax(logits, 0)[2:3]
-        (gradient,) = torch.autograd.grad(
-            clipped_policy_loss(logprobs, logprobs.detach(), advantage, 0.2).sum(), logits
-        )
+        ratio = policy_ratio(logprobs, logprobs.detach())
+        loss = clipped_policy_loss(ratio, torch.tensor([advantage]), clip_range_low=0.2, clip_range_high=0.2)
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
         moved = torch.log_softmax(logits.detach() - 0.1 * gradient, 0)[2:3]
         assert ((moved - logprobs) * advantage).item() > 0
+
+
+def test_ranges_of_different_width_bind_where_each_must() -> None:
+    assert loss_and_gradient(1.25, 1.0, low=0.2, high=0.28) == pytest.approx((-1.25, -1.25))  # within DAPO's range
+    assert loss_and_gradient(1.25, 1.0, low=0.2, high=0.2) == pytest.approx((-1.2, 0.0))
+    assert loss_and_gradient(0.75, -1.0, low=0.3, high=0.2) == pytest.approx((0.75, 0.75))
+    assert loss_and_gradient(0.75, -1.0, low=0.2, high=0.3) == pytest.approx((0.8, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (5.0, -2.0, 6.0, 0.0),  # a bad token whose ratio ran away counts 3 times, and is pushed no further
+        (2.9, -2.0, 5.8, 5.8),  # below the bound nothing changes
+        (0.5, -2.0, 1.6, 0.0),
+        (5.0, 2.0, -2.4, 0.0),  # good tokens have the ordinary clip alone
+    ],
+)
+def test_a_dual_clip_bounds_what_a_bad_token_counts(
+    ratio: float, advantage: float, loss: float, gradient: float
+) -> None:
+    assert loss_and_gradient(ratio, advantage, dual_clip=3.0) == pytest.approx((loss, gradient))
+
+
+def test_without_a_dual_clip_a_bad_tokens_loss_grows_without_bound() -> None:
+    assert loss_and_gradient(50.0, -2.0) == pytest.approx((100.0, 100.0))
+
+
+# The ratio of a sequence
+
+
+def test_the_ratio_of_a_sequence_is_the_geometric_mean_of_its_tokens() -> None:
+    old = torch.tensor([0.5, 0.1, 0.2], dtype=torch.float64).log()
+    new = torch.tensor([0.25, 0.4, 0.2], dtype=torch.float64).log()  # ratios 1/2, 4, 1: product 2
+    assert policy_ratio(new, old).tolist() == pytest.approx([0.5, 4.0, 1.0])
+    assert policy_ratio(new, old, "sequence").tolist() == pytest.approx([2 ** (1 / 3)] * 3)
+
+
+@pytest.mark.parametrize("advantage", [1.5, -0.7])
+@pytest.mark.parametrize("low", [0.01, 0.5], ids=["clipped", "unclipped"])
+def test_the_sequence_ratio_averaged_by_sequence_is_gspos_objective(advantage: float, low: float) -> None:
+    """min(s A, clip(s) A) of a completion, s differentiated as it stands, in value and in gradient."""
+    torch.manual_seed(0)
+    old, new = (torch.log_softmax(torch.randn(6, dtype=torch.float64), 0) for _ in range(2))
+    new.requires_grad_()
+    s = (new - old).mean().exp()
+    theirs = -torch.minimum(s * advantage, s.clamp(1 - low, 1 + low) * advantage)
+    spread = torch.full((6,), advantage, dtype=torch.float64)
+    losses = clipped_policy_loss(policy_ratio(new, old, "sequence"), spread, clip_range_low=low, clip_range_high=low)
+    (weight,) = token_weights([6], "sequence", max_tokens=10)
+    assert (weight * losses).sum().item() == pytest.approx(theirs.item())
+    (ours,) = torch.autograd.grad((weight * losses).sum(), new)
+    (wanted,) = torch.autograd.grad(theirs, new)
+    assert ours.tolist() == pytest.approx(wanted.tolist())
+
+
+def test_under_the_sequence_ratio_a_token_keeps_its_own_advantage() -> None:
+    """GSPO-token: the gradient of token t is weighted by s and by its own advantage."""
+    old = torch.tensor([-1.0, -2.0], dtype=torch.float64)
+    new = torch.tensor([-0.9, -2.0], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, -3.0], dtype=torch.float64)
+    losses = clipped_policy_loss(
+        policy_ratio(new, old, "sequence"), advantages, clip_range_low=0.2, clip_range_high=0.2
+    )
+    (gradient,) = torch.autograd.grad(losses.sum(), new)
+    s = math.exp(0.05)
+    assert gradient.tolist() == pytest.approx([-s, 3 * s])
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_both_ratios_are_exactly_one_where_nothing_has_moved(level: RatioLevel) -> None:
+    logprobs = torch.tensor([-0.1, -3.7, -40.0])
+    assert policy_ratio(logprobs, logprobs.clone(), level).tolist() == [1.0, 1.0, 1.0]
+
+
+# The critic's loss
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "gradient"),
+    [
+        (0.5, 0.125, -0.5),  # where it was: half the square of 1 - 0.5
+        (0.6, 0.08, -0.4),  # within the range
+        (0.9, 0.045, 0.0),  # moved towards the return by more than 0.2: counts as 0.7, and moves no further
+        (0.1, 0.405, -0.9),  # moved away from it: the plain error, pulled back
+        (1.9, 0.405, 0.9),  # past the return by more than the range is short of it: pulled back
+    ],
+)
+def test_the_value_clip_binds_around_the_old_value(value: float, loss: float, gradient: float) -> None:
+    """Old value 0.5, return 1, range 0.2."""
+    new = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+    old, wanted = torch.tensor([0.5], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+    losses = clipped_value_loss(new, old, wanted, 0.2)
+    assert losses.item() == pytest.approx(loss)
+    assert torch.autograd.grad(losses.sum(), new)[0].item() == pytest.approx(gradient)
+
+
+def test_a_value_clip_of_zero_is_the_squared_error() -> None:
+    new, far = torch.tensor([3.0]), torch.tensor([-9.0])
+    assert clipped_value_loss(new, far, torch.tensor([1.0]), 0.0).item() == 2.0
+
+
+# KL estimators
+
+
+def test_k1_and_k2_give_the_numbers_worked_by_hand() -> None:
+    policy, reference = torch.tensor([0.2, 0.2]).double().log(), torch.tensor([0.4, 0.1]).double().log()
+    assert kl_k1(policy, reference).tolist() == pytest.approx([-math.log(2), math.log(2)])
+    assert kl_k2(policy, reference).tolist() == pytest.approx([math.log(2) ** 2 / 2] * 2)
 
 
 def test_k3_gives_the_number_worked_by_hand() -> None:
@@ -72,32 +197,6 @@ def test_k3_is_exactly_zero_where_both_agree() -> None:
 def test_k3_is_never_negative(policy: float, reference: float) -> None:
     pair = torch.tensor([policy, reference], dtype=torch.float64)
     assert kl_k3(pair[:1], pair[1:]).item() >= -1e-12
-
-
-POLICY, REFERENCE = [0.3, -1.2, 2.0, 0.0, -0.5], [1.0, 0.4, -0.3, 0.2, -2.0]
-
-
-def five_tokens() -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of a 5-token policy, its log-probabilities, and a reference's."""
-    logits = torch.tensor(POLICY, dtype=torch.float64, requires_grad=True)
-    return logits, torch.log_softmax(logits, 0), torch.log_softmax(torch.tensor(REFERENCE, dtype=torch.float64), 0)
-
-
-def test_k3_expected_under_the_policy_is_the_exact_kl() -> None:
-    _, policy, reference = five_tokens()
-    exact = (policy.exp() * (policy - reference)).sum()
-    assert (policy.exp() * kl_k3(policy, reference)).sum().item() == pytest.approx(exact.item())
-    assert exact.item() > 0.5
-
-
-def test_the_gradient_of_k3_in_the_loss_is_that_of_the_kl_the_other_way_round() -> None:
-    logits, policy, reference = five_tokens()
-    (of_k3,) = torch.autograd.grad((policy.detach().exp() * kl_k3(policy, reference)).sum(), logits, retain_graph=True)
-    (of_reverse,) = torch.autograd.grad((reference.exp() * (reference - policy)).sum(), logits, retain_graph=True)
-    (of_kl,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits)
-    assert of_k3.tolist() == pytest.approx(of_reverse.tolist())
-    assert (of_k3 @ of_kl).item() > 0  # another vector than the KL's own gradient, but on its side
-    assert (of_k3 - of_kl).norm() > 0.1 * of_kl.norm()
 
 
 @pytest.mark.parametrize(
@@ -120,32 +219,3 @@ def test_equal_losses_weigh_to_themselves_in_the_two_means(lengths: list[int]) -
     for aggregation in means:
         weights = token_weights(lengths, aggregation, max_tokens=10)
         assert sum(w * length * 0.7 for w, length in zip(weights, lengths, strict=True)) == pytest.approx(0.7)
-
-
-def test_the_expected_gradient_of_a_group_is_the_enumerated_policy_gradient() -> None:
-    """All groups of two completions of two tokens over a vocabulary of three, weighted by their probability.
-
-    A rollout is compared with a mean that it is part of, so the expectation is (G - 1) / G of the gradient.
-    """
-    torch.manual_seed(0)
-    first, second = torch.randn(3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
-    logits = [first.requires_grad_(), second.requires_grad_()]
-    opening, following = torch.log_softmax(first, 0), torch.log_softmax(second, 1)
-    completions = [torch.stack([opening[a], following[a, b]]) for a in range(3) for b in range(3)]
-    rewards = torch.rand(9, dtype=torch.float64)
-    chance = torch.stack([one.sum().exp() for one in completions])
-    exact = torch.autograd.grad((chance * rewards).sum(), logits, retain_graph=True)
-
-    weights = token_weights([2, 2], "constant", max_tokens=1)
-    expected = torch.zeros((), dtype=torch.float64)
-    for i in range(9):
-        for j in range(9):
-            credits = group_advantages(rewards[[i, j]][None], scale=False)[0].tolist()
-            losses = [
-                weight * clipped_policy_loss(completions[k], completions[k].detach(), credit, 0.2).sum()
-                for k, credit, weight in zip((i, j), credits, weights, strict=True)
-            ]
-            expected = expected + (chance[i] * chance[j]).detach() * (losses[0] + losses[1])
-    estimated = torch.autograd.grad(expected, logits)
-    for ours, wanted in zip(estimated, exact, strict=True):
-        assert (-2 * ours).flatten().tolist() == pytest.approx(wanted.flatten().tolist(), abs=1e-12)

@@ -16,8 +16,9 @@ from memory_r1.memory.extract import TurnExtractor
 from memory_r1.memory.manage import manager_reply
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, manager_episodes
+from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
 from memory_r1.rl.reward import em, retention, surplus
+from memory_r1.rl.types import Reward
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 SAID = ["I have a dog, Buddy", "Nice weather", "I got a second dog, Scout", "See you"]
@@ -64,6 +65,10 @@ def reply(*operations: tuple[int, OperationKind, int | None, str | None]) -> Com
     return Completion(manager_reply(operations))
 
 
+def rewards(episode: ManagerEpisode, completions: Sequence[Completion]) -> list[Reward]:
+    return judge([(episode, completion) for completion in completions])
+
+
 def buddy(episode: ManagerEpisode) -> int:
     """The number under which the entry about Buddy is shown."""
     return next(number for number, entry in enumerate(episode.related) if "Buddy" in entry.text)
@@ -101,7 +106,7 @@ def test_a_decision_earns_what_the_answer_agent_makes_of_the_bank_it_leaves(answ
     both = reply((1, UPDATE, buddy(episode), "Ann has two dogs, Buddy and Scout"))
     added = reply((1, ADD, None, SAID[2]))
     lost = reply((1, NOOP, None, None))
-    assert [reward.value for reward in episode.rewards([both, added, lost])] == [1.0, 0.5, 0.0]
+    assert [reward.value for reward in rewards(episode, [both, added, lost])] == [1.0, 0.5, 0.0]
 
 
 def test_the_sign_follows_the_outcome_and_not_the_kind_of_operation(answerer: Answerer) -> None:
@@ -117,17 +122,17 @@ def test_a_rollout_writes_a_fork_of_its_own(answerer: Answerer) -> None:
     episode = episodes(answerer)[1]
     before = episode.bank.entries()
     completions = [reply((1, ADD, None, f"fact {number}")) for number in range(4)]
-    assert [reward.parts["entries"] for reward in episode.rewards(completions)] == [3.0] * 4
+    assert [reward.parts["entries"] for reward in rewards(episode, completions)] == [3.0] * 4
     assert episode.bank.entries() == before
 
 
 def test_equal_decisions_earn_the_same_and_are_judged_once_in_one_batch(answerer: Answerer) -> None:
     episode = episodes(answerer)[1]
     add, noop = reply((1, ADD, None, "two dogs")), reply((1, NOOP, None, None))
-    first = episode.rewards([add, noop, add, noop])
+    first = rewards(episode, [add, noop, add, noop])
     assert first[0] == first[2]
     assert answerer.batches == [4]  # two banks, two questions each
-    assert episode.rewards([noop, add]) == [first[1], first[0]]
+    assert rewards(episode, [noop, add]) == [first[1], first[0]]
     assert sum(answerer.batches) == 4
 
 
@@ -138,12 +143,20 @@ AFTER_DELETE = (
 )
 
 
+def test_several_episodes_are_judged_in_one_batch(answerer: Answerer) -> None:
+    first, second = episodes(answerer)
+    add = reply((1, ADD, None, "two dogs"))
+    earned = judge([(first, add), (second, add), (first, add)])
+    assert answerer.batches == [3]  # one question of the first, two of the second
+    assert earned == [first.reward(add), second.reward(add), first.reward(add)]
+
+
 @pytest.mark.parametrize("text", ["", "I would add it.", '{"operations": "ADD"}', UNKNOWN_FACT, AFTER_DELETE])
 def test_a_reply_that_does_not_parse_changes_nothing_and_loses_the_format_coefficient(
     answerer: Answerer, text: str
 ) -> None:
     episode = episodes(answerer, format_coef=0.25)[1]
-    malformed, noop = episode.rewards([Completion(text), reply((1, NOOP, None, None))])
+    malformed, noop = rewards(episode, [Completion(text), reply((1, NOOP, None, None))])
     assert (malformed.value, noop.value) == (-0.25, 0.0)
     assert (malformed.parts["well_formed"], noop.parts["well_formed"]) == (0.0, 1.0)
 
@@ -168,7 +181,7 @@ def test_a_text_cannot_smuggle_a_question_or_an_answer_line_into_the_frozen_agen
 
 def test_retention_pays_for_evidence_that_the_bank_still_holds(answerer: Answerer) -> None:
     episode = episodes(answerer, retention_coef=1.0)[1]
-    kept, dropped = episode.rewards([reply((1, ADD, None, SAID[2])), reply((1, DELETE, buddy(episode), None))])
+    kept, dropped = rewards(episode, [reply((1, ADD, None, SAID[2])), reply((1, DELETE, buddy(episode), None))])
     assert (kept.value, kept.parts["retention"]) == (1.5, 1.0)
     assert (dropped.value, dropped.parts["retention"]) == (0.0, 0.0)
 
@@ -196,7 +209,7 @@ def test_retention_gives_the_numbers_worked_by_hand() -> None:
 def test_the_demonstration_adds_every_fact_as_the_baseline_does(answerer: Answerer) -> None:
     episode = episodes(answerer)[1]
     shown = episode.demonstration()
-    added, by_hand = episode.rewards([Completion(shown.reply), reply((1, ADD, None, SAID[2]))])
+    added, by_hand = rewards(episode, [Completion(shown.reply), reply((1, ADD, None, SAID[2]))])
     assert shown.prompt == episode.prompt
     assert added == by_hand
     assert added.parts["well_formed"] == 1.0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,13 +16,16 @@ from memory_r1.bank import HashingEmbedder
 from memory_r1.bench.dataset import Dataset, load_dataset
 from memory_r1.errors import InputError, ModelError, TrainingError
 from memory_r1.memory.answer import AnswerSettings
-from memory_r1.memory.card import read_card
+from memory_r1.memory.card import manager_of, read_card
+from memory_r1.memory.manage import ManagerSettings
+from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.loop import LoopSettings
+from memory_r1.rl.ppo import PPOSettings
 from memory_r1.rl.sft import SFTSettings
-from memory_r1.rl.train import TrainSettings, train_answer_agent
+from memory_r1.rl.train import TrainSettings, train_answer_agent, train_memory_manager
 
 ANSWERING = AnswerSettings(k=2, per_speaker=False, max_tokens=4)
 SETTINGS = TrainSettings(
@@ -153,7 +157,7 @@ def test_too_few_questions_are_an_input_error_and_leave_the_folder_free(
     tiny_folder: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     many = replace(SETTINGS, grpo=GRPOSettings(prompts=4, group=2))
-    with pytest.raises(InputError, match=r"^3 questions to train on, expected at least 4$"):
+    with pytest.raises(InputError, match=r"^3 questions or turns to train on, expected at least 4$"):
         train(tiny_folder, dataset, tmp_path / "run", many)
     assert train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft")).is_dir()
 
@@ -181,6 +185,62 @@ def test_supervised_training_without_epochs_is_a_training_error(
 def test_nothing_to_train_is_refused(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'c'"):
         train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, train="c"))
+
+
+# The memory manager
+
+
+MANAGING = ManagerSettings(k=2, max_tokens=6)
+
+
+def answerer() -> ScriptedPolicy:
+    """A frozen answer agent that says the first name it is shown."""
+
+    def say(prompt: Prompt) -> str:
+        shown = prompt[-1]["content"].split("Question:")[0]
+        return "Relevant: 1\nAnswer: " + next((name for name in ("Rex", "Tom", "Ada") if name in shown), "nobody")
+
+    return ScriptedPolicy(say, name="frozen")
+
+
+def train_manager(base: Path, dataset: Dataset, out: Path, settings: TrainSettings) -> Path:
+    policy = LocalPolicy(base, device="cpu")
+    return train_memory_manager(policy, dataset, settings, out, answerer=answerer(), embedder=HashingEmbedder())
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo", "sft"])
+def test_a_manager_is_trained_from_a_file_to_an_adapter_with_its_card(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path, algo: Literal["grpo", "ppo", "sft"]
+) -> None:
+    out = tmp_path / "run"
+    settings = replace(SETTINGS, algo=algo, manager=MANAGING, ppo=PPOSettings(prompts=2, group=2, minibatches=1))
+    adapter = train_manager(tiny_folder, dataset, out, settings)
+    assert read_card(adapter, ManagerSettings) == MANAGING
+    assert json.loads((out / "config.json").read_text())["config"]["answerer"] == "frozen"
+    assert manager_of(LocalPolicy(tiny_folder, adapter=adapter, device="cpu")).settings == MANAGING
+    lines = [json.loads(line) for line in (out / algo / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["val/reward"] <= 1 for line in lines if "val/reward" in line)
+    assert "val/retention" in lines[0]
+    with pytest.raises(TrainingError, match="another run"):
+        train(tiny_folder, dataset, out, settings)
+
+
+def test_a_manager_needs_questions_that_name_their_evidence(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    questions = tuple(replace(question, evidence=()) for question in dataset.file.questions)
+    unlinked = replace(dataset, file=replace(dataset.file, questions=questions))
+    with pytest.raises(InputError, match="names its evidence"):
+        train_manager(tiny_folder, unlinked, tmp_path / "run", replace(SETTINGS, manager=MANAGING))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algo", ["grpo", "ppo"])
+def test_the_answer_agent_is_trained_by_either_algorithm(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path, algo: Literal["grpo", "ppo"]
+) -> None:
+    settings = replace(SETTINGS, algo=algo, ppo=PPOSettings(prompts=2, group=2, minibatches=1))
+    assert read_card(train(tiny_folder, dataset, tmp_path / "run", settings), AnswerSettings) == ANSWERING
 
 
 # The card

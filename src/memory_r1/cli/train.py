@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from memory_r1.cli.show import Step, print_json, progress
+from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
 from memory_r1.rl.train import TrainSettings
+
+if TYPE_CHECKING:
+    from memory_r1.bench.dataset import Dataset
 
 
 @dataclass(frozen=True)
 class Train:
     """Train an agent on a file of dialogues and questions.
 
-    The answer agent gets a short supervised warm start, then GRPO; the result is a PEFT adapter. The same command
-    goes on from where a stopped run left off.
+    The agent gets a short supervised warm start, then GRPO or PPO; the result is a PEFT adapter. The same command goes
+    on from where a stopped run left off.
 
-    Example: memory-r1 train answer --data mine.jsonl --train all --val-fraction 0.2 --out runs/mine
+    Example: memory-r1 train answer --data mine.jsonl --train all --val-fraction 0.2 --out runs/answer
+    Example: memory-r1 train manager --data mine.jsonl --answerer runs/answer/adapter --out runs/manager
     """
 
-    agent: Annotated[Literal["answer"], tyro.conf.Positional]
+    agent: Annotated[Literal["answer", "manager"], tyro.conf.Positional]
     """which agent"""
     data: Path
     """own JSONL, or LoCoMo's locomo10.json"""
@@ -33,29 +38,40 @@ class Train:
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
+    answerer: Path | None = None
+    """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
     json: bool = False
     """print the result as JSON"""
 
     def run(self) -> int:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
-        from memory_r1.policy import LocalPolicy
         from memory_r1.rl.curves import draw_curves
-        from memory_r1.rl.train import train_answer_agent
 
+        if self.agent == "answer" and self.answerer is not None:
+            raise InputError("--answerer is for training the memory manager: leave it out")
         dataset = load_dataset(self.data)
         with progress("training") as step:
-            adapter = train_answer_agent(
-                LocalPolicy(self.model), dataset, self.settings, self.out, report=reporter(step)
-            )
+            adapter = self._trained(dataset, reporter(step))
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
             return 0
         base = f"--model {self.model} " if self.model else ""
         use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
-        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 eval own --data OTHER.jsonl {use}")
+        verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
+        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
         return 0
+
+    def _trained(self, dataset: Dataset, report: Report) -> Path:
+        from memory_r1.policy import LocalPolicy
+        from memory_r1.rl.train import train_answer_agent, train_memory_manager
+
+        policy = LocalPolicy(self.model)
+        if self.agent == "answer":
+            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
+        answerer = LocalPolicy(self.model, adapter=self.answerer)
+        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
 
 
 def reporter(step: Step) -> Report:

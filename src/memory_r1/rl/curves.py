@@ -9,6 +9,7 @@ from typing import Any
 _PANELS = {
     "sft": ("loss", "val/reward"),
     "grpo": ("reward", "val/reward", "reward/exact_match", "reward/well_formed", "kl", "frac_no_signal"),
+    "ppo": ("reward", "val/reward", "reward/exact_match", "reward/well_formed", "kl", "explained_variance"),
 }
 
 

@@ -1,8 +1,8 @@
-"""The policy being trained: its weights, its frozen reference, its optimizer and its checkpoints.
+"""The policy being trained: its weights, its frozen reference, its critic, its optimizer and its checkpoints.
 
 By default a LoRA adapter on the base model (arXiv 2106.09685); rank 0 trains every weight. The reference is the
-policy as it was when `freeze_reference` was called: a frozen copy of the adapter on the same base, or of the model.
-Left out: several devices.
+policy as it was when `freeze_reference` was called: a frozen copy of the adapter on the same base, or of the model. A
+critic begins as another such copy and is trained. Left out: several devices.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from memory_r1.errors import TrainingError
 from memory_r1.policy.local import LocalPolicy, quiet_peft
-from memory_r1.rl.packed import packed_logprobs, plain_logprobs, supports_packing
+from memory_r1.rl.critic import Critic
+from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
+from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TRAINED, _REFERENCE = "default", "reference"  # PEFT saves the adapter called "default" without a subfolder
+_TRAINED, _REFERENCE, _CRITIC = (
+    "default",
+    "reference",
+    "critic",
+)  # PEFT saves the adapter called "default" without a subfolder
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,11 @@ class Learner:
         elif start is not None:
             raise TrainingError("full fine-tuning starts from a model, not an adapter: leave the start out or use LoRA")
         self.model: Any = policy.model
+        self.critic: Critic | None = None
         self._reference: Any = None
         self._packs = supports_packing(self.model)
         self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
+        self.optimizer = new_optimizer(self._weights)
 
     @property
     def trainable(self) -> int:
@@ -83,30 +91,39 @@ class Learner:
         if self._reference is None:
             raise TrainingError("there is no reference yet: call freeze_reference before training with a KL term")
         score = packed_logprobs if self._packs else plain_logprobs
-        with torch.no_grad(), self.precision(), self._as_reference() as model:
+        with torch.no_grad(), self.precision(), self._with_adapter(_REFERENCE, self._reference) as model:
             return score(model, prompt, completions, temperature=temperature)
 
     def freeze_reference(self) -> None:
         """Take the weights as they are now for the reference."""
         if self.settings.lora_rank:
-            if _REFERENCE not in self.model.peft_config:
-                self.model.add_adapter(_REFERENCE, self.model.peft_config[_TRAINED])
-            _copy_adapter(self.model, _TRAINED, _REFERENCE)
-            self._activate(_TRAINED)
+            self._copy_adapter(_REFERENCE)
             self._reference = self.model
         else:
             self._reference = copy.deepcopy(self.model).requires_grad_(False)
 
+    def add_critic(self) -> Critic:
+        """A new critic in `critic`, its weights as the policy's are now, its head at zero."""
+        if self.settings.lora_rank:
+            self._copy_adapter(_CRITIC)
+            body, named = self.model, {n: w for n, w in self.model.named_parameters() if _belongs(n, _CRITIC)}
+        else:
+            body = copy.deepcopy(self.model.get_decoder())
+            named = dict(body.named_parameters())
+        active = partial(self._with_adapter, _CRITIC, body)
+        score = packed_states if self._packs else plain_states
+
+        def states(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
+            with self.precision(), active() as model:
+                return score(model, prompt, completions)
+
+        width = self.model.config.get_text_config().hidden_size
+        self.critic = Critic(states, active, named, width=width, max_grad_norm=self.settings.max_grad_norm)
+        return self.critic
+
     def step(self, lr: float) -> float:
         """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
-        import torch
-
-        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self.settings.max_grad_norm))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return take_step(self.optimizer, lr, self.settings.max_grad_norm)
 
     def save(self, folder: Path) -> None:
         """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
@@ -119,7 +136,6 @@ class Learner:
 
     def load_weights(self, folder: Path) -> None:
         """Take the weights saved in `folder`, and forget the optimizer's moments: a new algorithm begins."""
-        import torch
         from safetensors.torch import load_file
 
         if self.settings.lora_rank:
@@ -128,46 +144,63 @@ class Learner:
             set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"), _TRAINED)
         else:
             self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied heads are absent
-        self.optimizer = torch.optim.AdamW(self._weights, lr=0.0, weight_decay=0.0)
+        self.optimizer = new_optimizer(self._weights)
 
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer."""
-        named = {name: weight.detach().clone() for name, weight in self._stateful()}
-        return {"weights": named, "optimizer": copy.deepcopy(self.optimizer.state_dict())}
+        """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer, critic."""
+        critic = {"critic": self.critic.state()} if self.critic else {}
+        return state_of(self._stateful(), self.optimizer) | critic
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up a state written by `state`; the reference must have been frozen if it was then."""
-        own = dict(self._stateful())
-        if _shapes(own) != _shapes(state["weights"]):
-            raise TrainingError("the checkpoint has other weights than this run: resume with the run's own settings")
-        for name, weight in state["weights"].items():
-            own[name].data.copy_(weight)
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it would keep the very tensors
+        """Take up a state written by `state`; the reference must have been frozen, the critic added, if it was then.
 
-    def _stateful(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self.model.named_parameters():
-            if weight.requires_grad or f".{_REFERENCE}." in name:
-                yield name, weight
-        if self._reference is not None and self._reference is not self.model:
-            for name, weight in self._reference.named_parameters():
-                yield f"{_REFERENCE}.{name}", weight
+        Raises:
+            TrainingError: the state is of other weights; nothing has changed.
+        """
+        if ("critic" in state) != (self.critic is not None):
+            raise TrainingError("the checkpoint and this run do not both have a critic: resume with the run's settings")
+        check_shapes(state, self._stateful())
+        if self.critic:
+            self.critic.load_state(state["critic"])
+        take_up(state, self._stateful(), self.optimizer)
+
+    def _stateful(self) -> dict[str, Tensor]:
+        """The weights that a state holds, by name."""
+        named = dict(self.model.named_parameters())
+        if self.settings.lora_rank:
+            return {n: w for n, w in named.items() if _belongs(n, _TRAINED) or _belongs(n, _REFERENCE)}
+        if self._reference is not None:
+            named |= {f"{_REFERENCE}.{name}": weight for name, weight in self._reference.named_parameters()}
+        return named
+
+    def _copy_adapter(self, target: str) -> None:
+        """Give the adapter `target` the weights of the trained one; make it where there is none."""
+        if target not in self.model.peft_config:
+            self.model.add_adapter(target, self.model.peft_config[_TRAINED])
+        weights = dict(self.model.named_parameters())
+        for name, weight in weights.items():
+            if _belongs(name, _TRAINED):
+                weights[name.replace(f".{_TRAINED}.", f".{target}.")].data.copy_(weight.data)
+        self._activate(_TRAINED)
 
     @contextmanager
-    def _as_reference(self) -> Iterator[Any]:
+    def _with_adapter(self, adapter: str, model: Any) -> Iterator[Any]:
+        """The model with this adapter in use; a full copy is in use as it is."""
         if not self.settings.lora_rank:
-            yield self._reference
+            yield model
             return
-        self._activate(_REFERENCE)
+        before = self.model.active_adapter
+        self._activate(adapter)
         try:
             yield self.model
         finally:
-            self._activate(_TRAINED)
+            self._activate(before)
 
     def _activate(self, adapter: str) -> None:
         self.model.set_adapter(adapter)
-        for name, weight in self.model.named_parameters():
+        for name, weight in self.model.named_parameters():  # gradients reach the trained ones whichever is in use
             if ".lora_" in name:
-                weight.requires_grad_(f".{_TRAINED}." in name)
+                weight.requires_grad_(not _belongs(name, _REFERENCE))
 
     def precision(self) -> AbstractContextManager[Any]:
         """The precision of the matrix products, for sampling and updating alike: both must see the same policy."""
@@ -186,8 +219,9 @@ class Learner:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
+def _belongs(name: str, adapter: str) -> bool:
+    """Whether a weight of this name is the adapter's."""
+    return ".lora_" in name and f".{adapter}." in name
 
 
 def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any:
@@ -210,10 +244,3 @@ def _with_lora(model: Any, settings: LearnerSettings, start: Path | None) -> Any
     )
     with quiet_peft():
         return get_peft_model(model, config)
-
-
-def _copy_adapter(model: Any, source: str, target: str) -> None:
-    weights = dict(model.named_parameters())
-    for name, weight in weights.items():
-        if f".{source}." in name and ".lora_" in name:
-            weights[name.replace(f".{source}.", f".{target}.")].data.copy_(weight.data)

@@ -28,10 +28,10 @@ class Algorithm(Protocol):
     def name(self) -> str: ...
 
     @property
-    def needs_reference(self) -> bool: ...
-
-    @property
     def iterations(self) -> int: ...
+
+    def prepare(self, learner: Learner) -> None:
+        """Make what is needed beside the policy, such as a reference or a critic; a resumed run fills it afterwards."""
 
     def iterate(self, learner: Learner, iteration: int) -> Metrics: ...
 
@@ -75,8 +75,7 @@ class Loop:
             TrainingError: the state in the folder is another run's.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.algorithm.needs_reference:
-            self.learner.freeze_reference()
+        self.algorithm.prepare(self.learner)
         self._resume()
         with _Log(self.folder, self._done) as log:
             if self._done == 0 and self._evaluate:

@@ -20,7 +20,6 @@ from memory_r1.memory.answer import AnswerAgent
 from memory_r1.memory.extract import Extractor, Fact
 from memory_r1.memory.manage import (
     AddOnlyManager,
-    Decision,
     MemoryManager,
     manager_prompt,
     manager_reply,
@@ -81,51 +80,23 @@ class ManagerEpisode:
         return manager_prompt(self.facts, self.related)
 
     def reward(self, completion: Completion) -> Reward:
-        """What one completion earns; see `rewards`."""
-        return self.rewards([completion])[0]
-
-    def rewards(self, completions: Sequence[Completion]) -> list[Reward]:
-        """What each completion earns. Equal decisions earn the same: the answer agent is asked once for all of them.
-
-        Raises:
-            PolicyError: the answer agent's model failed, so nothing is known about any of them.
-        """
-        decisions = [self._decided(completion) for completion in completions]
-        forks = {decision: self._applied(decision) for decision in decisions if decision is not None}
-        keys = [() if decision is None or forks[decision] is None else decision for decision in decisions]
-        banks = {decision: fork for decision, fork in forks.items() if fork is not None} | {(): self.bank}
-        self._ask({key: banks[key] for key in keys if key not in self._known})
-        return [self._less_format(self._known[key], well_formed=key != ()) for key in keys]
+        """What one completion earns; see `judge`."""
+        return judge([(self, completion)])[0]
 
     def demonstration(self) -> Demonstration:
         """The reply that adds every fact as it stands: a warm start from which the baseline's outcome follows."""
         adds = [(number, OperationKind.ADD, None, fact.text) for number, fact in enumerate(self.facts, start=1)]
         return Demonstration(self.id, self.prompt, manager_reply(adds))
 
-    def _decided(self, completion: Completion) -> tuple[Operation, ...] | None:
-        """The operations of a completion; None where it does not parse."""
+    def _left(self, completion: Completion) -> tuple[tuple[Operation, ...], Bank]:
+        """What a completion decides, and the bank it leaves: none and the bank itself, where that changes nothing."""
         try:
-            decision: Decision = parse_decision(find_json(completion.text), self.facts, self.related)
-        except ReplyError:
-            return None
-        return decision.operations
-
-    def _applied(self, operations: tuple[Operation, ...]) -> Bank | None:
-        """A fork with these operations; None where the bank refuses them."""
-        fork = self.bank.fork()
-        try:
+            operations = parse_decision(find_json(completion.text), self.facts, self.related).operations
+            fork = self.bank.fork()
             fork.apply(operations, decided_by="rollout")
-        except BankError:
-            return None
-        return fork
-
-    def _ask(self, banks: dict[tuple[Operation, ...], Bank]) -> None:
-        """Have the linked questions answered from every bank, in one batch, and note what that is worth."""
-        pairs = [(bank, question.text) for bank in banks.values() for question in self.questions]
-        answers = iter(self.outcome.answerer.answer_from(pairs))
-        for operations, bank in banks.items():
-            said = [next(answers).text for _ in self.questions]
-            self._known[operations] = self._worth(operations, bank, said)
+        except (ReplyError, BankError):
+            return (), self.bank
+        return operations, fork
 
     def _worth(self, operations: Sequence[Operation], bank: Bank, answers: Sequence[str]) -> Reward:
         settings, golds = self.outcome.settings, [question.answer for question in self.questions]
@@ -152,6 +123,25 @@ class ManagerEpisode:
     def _less_format(self, reward: Reward, *, well_formed: bool) -> Reward:
         value = reward.value - (0 if well_formed else self.outcome.settings.format_coef)
         return Reward(value, {**reward.parts, "well_formed": float(well_formed)})
+
+
+def judge(pairs: Sequence[tuple[ManagerEpisode, Completion]]) -> list[Reward]:
+    """What completions of episodes earn; their answer agent, one for all, is asked in one batch.
+
+    Equal decisions on an episode earn the same, and are judged once.
+
+    Raises:
+        PolicyError: the answer agent's model failed, so nothing is known about any of them.
+    """
+    decided = [(episode, *episode._left(completion)) for episode, completion in pairs]
+    asked = {(episode.id, key): (episode, key, bank) for episode, key, bank in decided if key not in episode._known}
+    if asked:
+        agent = next(iter(asked.values()))[0].outcome.answerer
+        questions = [(bank, question.text) for one, _, bank in asked.values() for question in one.questions]
+        answers = iter(agent.answer_from(questions))
+        for episode, key, bank in asked.values():
+            episode._known[key] = episode._worth(key, bank, [next(answers).text for _ in episode.questions])
+    return [episode._less_format(episode._known[key], well_formed=key != ()) for episode, key, _ in decided]
 
 
 def manager_episodes(

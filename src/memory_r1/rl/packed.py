@@ -1,4 +1,4 @@
-"""Log-probabilities of the completions of one prompt, the prompt computed once.
+"""Log-probabilities and hidden states of the completions of one prompt, the prompt computed once.
 
 The group becomes one sequence, prompt + completion 1 + ... + completion G, under a mask by which a completion sees the
 prompt and itself; positions restart after the prompt. The head is computed where a completion token is predicted and
@@ -37,18 +37,23 @@ def packed_logprobs(
     Returns:
         G float32 tensors; tensor i has shape (T_i,), its entry t the log-probability of token t of completion i.
     """
-    import torch
-
-    ids, positions, owner = _pack(prompt, completions)
-    device = model.device
-    logits = model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        attention_mask=_mask(torch.tensor(owner, device=device), model.dtype),
-        logits_to_keep=_predicting(len(prompt), completions).to(device),
-        use_cache=False,
-    ).logits[0]
+    kept = _predicting(len(prompt), completions).to(model.device)
+    logits = model(**_packed_inputs(model, prompt, completions), logits_to_keep=kept).logits[0]
     return _token_logprobs(logits, completions, temperature)
+
+
+def packed_states(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
+    """The last hidden states from which the completions' tokens are predicted, with gradient, for a critic's head.
+
+    Args:
+        model, prompt, completions: as in `packed_logprobs`.
+
+    Returns:
+        (sum of T_i, H): the states before each token of the first completion, then of the second, and so on.
+    """
+    decoder = model.get_decoder()  # the model without its head; adapters are within
+    states: Tensor = decoder(**_packed_inputs(model, prompt, completions)).last_hidden_state[0]
+    return states[_predicting(len(prompt), completions).to(states.device)]
 
 
 def plain_logprobs(
@@ -65,6 +70,17 @@ def plain_logprobs(
     return rows
 
 
+def plain_states(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
+    """The same as `packed_states`, one sequence per completion: slower, and right for every model."""
+    import torch
+
+    rows = []
+    for completion in completions:
+        ids = torch.tensor([[*prompt, *completion[:-1]]], device=model.device)
+        rows.append(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 :])
+    return torch.cat(rows)
+
+
 def supports_packing(model: Any) -> bool:
     """Whether packed and plain log-probabilities agree on a small probe; run once before training."""
     import torch
@@ -78,6 +94,19 @@ def supports_packing(model: Any) -> bool:
         packed = packed_logprobs(model, prompt, completions)
         plain = plain_logprobs(model, prompt, completions)
     return all(bool((a - b).abs().max() < TOLERANCE) for a, b in zip(packed, plain, strict=True))
+
+
+def _packed_inputs(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> dict[str, Any]:
+    import torch
+
+    ids, positions, owner = _pack(prompt, completions)
+    device = model.device
+    return {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+        "attention_mask": _mask(torch.tensor(owner, device=device), model.dtype),
+        "use_cache": False,
+    }
 
 
 def _pack(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:

@@ -45,12 +45,14 @@ class SFT:
     settings: SFTSettings
     seed: int = 0
     name: str = "sft"
-    needs_reference: bool = False
 
     @property
     def iterations(self) -> int:
         """How many times `iterate` is called."""
         return max(1, round(self.settings.epochs * len(self.demonstrations) / self.settings.batch))
+
+    def prepare(self, learner: Learner) -> None:
+        """Imitation needs nothing beside the policy."""
 
     def iterate(self, learner: Learner, iteration: int) -> dict[str, float]:
         """One optimizer step over one batch; returns its metrics."""

@@ -1,45 +1,47 @@
-"""Train the answer agent on a file of dialogues and questions: banks, episodes, warm start, GRPO, an adapter.
+"""Train an agent on a file of dialogues and questions: episodes, warm start, GRPO or PPO, an adapter.
 
-The run folder holds config.json, sft/ and grpo/ (see loop.py), curves.png, and adapter/: the PEFT adapter, with
-memory_r1.json beside it, which names the prompt format and the settings it was trained with. Calling it again on the
-same folder goes on from where it stopped. Left out: the memory manager's training.
+The run folder holds config.json, a folder per algorithm (see loop.py), and adapter/: the PEFT adapter, with
+memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
+again on the same folder goes on from where it stopped. Left out: where episodes come from (tasks.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from memory_r1.bank import Bank, Embedder
+from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
-from memory_r1.bench.run import claim_folder, plain, provenance, remember_all
-from memory_r1.dialogue import Question
+from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
 from memory_r1.memory.card import write_card
-from memory_r1.policy.base import Sampling
+from memory_r1.memory.manage import ManagerSettings
+from memory_r1.policy.base import Policy, Sampling
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
+from memory_r1.rl.manager_episodes import OutcomeSettings
+from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
+from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.sft import SFT, SFTSettings
-from memory_r1.rl.types import Demonstration
+from memory_r1.rl.tasks import Task, answer_task, manager_task
+from memory_r1.rl.types import Episode
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything a run depends on beside the model and the data; the same settings and seed give the same run."""
+    """Everything a run depends on beside the models and the data; the same settings and seed give the same run."""
 
-    algo: Literal["grpo", "sft"] = "grpo"
-    """grpo; sft stops after the warm start"""
+    algo: Literal["grpo", "ppo", "sft"] = "grpo"
+    """what follows the warm start; sft stops there"""
     train: str = "all"
     """what to train on: all, or splits (LoCoMo's train, val, test) and dialogue ids, between commas"""
     val: str = ""
@@ -51,13 +53,18 @@ class TrainSettings:
     reward: RewardName = "typed"
     """what an answer earns, see docs/training.md"""
     format_coef: float = 0.0
-    """taken off the reward of a reply that left the format"""
+    """answer agent: taken off the reward of a reply that left the format"""
+    window: int = 50
+    """memory manager: turns that the temporal bank before a turn is made of"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
+    manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160))
+    outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
@@ -84,99 +91,124 @@ def train_answer_agent(
         TrainingError: the folder holds another run.
         InputError: the data has no part of that name, or too few questions.
     """
-    episodes, val = _episodes(policy, dataset, settings, embedder)
-    shown = _demonstrations(episodes, settings) if settings.warm_start.epochs > 0 else []
-    if not shown and settings.algo == "sft":
-        raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
-    _claim(out, policy, dataset, settings)
-    learner = Learner(policy, settings.learner, seed=settings.seed)
-
-    def evaluate() -> Metrics:
-        with learner.precision():
-            return greedy_reward(policy, val, settings.answer.max_tokens)
-
-    def train(algorithm: Algorithm) -> Path:
-        folder = out / algorithm.name
-        check = evaluate if val else None
-        trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
-        write_card(trained, policy.base_name, settings.answer)
-        return trained
-
-    if shown:
-        trained = train(SFT(shown, settings.warm_start, settings.seed))
-        learner.load_weights(trained)
-    if settings.algo == "grpo":
-        trained = train(GRPO(episodes, settings.grpo, settings.answer.max_tokens, settings.seed))
-    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+    task = answer_task(
+        dataset,
+        settings,
+        dataset.extractor(settings.extract, policy),
+        settings.answer,
+        answer_reward(settings.reward),
+        format_coef=settings.format_coef,
+        shuffles=settings.warm_start.shuffles,
+        embedder=embedder,
+    )
+    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report)
 
 
-def greedy_reward(policy: LocalPolicy, episodes: Sequence[AnswerEpisode], max_tokens: int) -> Metrics:
-    """The mean reward of greedy answers, and the means of its parts, under val/ names."""
+def train_memory_manager(
+    policy: LocalPolicy,
+    dataset: Dataset,
+    settings: TrainSettings,
+    out: Path,
+    *,
+    answerer: Policy,
+    embedder: Embedder | None = None,
+    report: Report | None = None,
+) -> Path:
+    """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
+
+    Args:
+        policy, out: as for `train_answer_agent`.
+        answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
+
+    Raises:
+        TrainingError: the folder holds another run.
+        InputError: the data has no part of that name, or too few questions with evidence.
+        PolicyError: the answerer's model failed.
+    """
+    task = manager_task(
+        dataset,
+        settings,
+        dataset.extractor(settings.extract, policy),
+        settings.manager,
+        answer_reward(settings.reward),
+        answerer,
+        window=settings.window,
+        outcome=settings.outcome,
+        embedder=embedder,
+    )
+    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
+    return _train(policy, task, settings, out, config, report)
+
+
+def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
+    """The mean reward of greedy completions, and the means of its parts, under val/ names."""
     completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
-    rewards = [episode.reward(completion) for episode, completion in zip(episodes, completions, strict=True)]
+    rewards = score(list(zip(episodes, completions, strict=True)))
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
 
 
-def _episodes(
-    policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, embedder: Embedder | None
-) -> tuple[list[AnswerEpisode], list[AnswerEpisode]]:
-    """Episodes to train on and to check on."""
-    dialogues, questions = dataset.select(settings.train)
-    held: list[Question] = []
-    if settings.val:
-        val_dialogues, held = dataset.select(settings.val)
-        dialogues += [dialogue for dialogue in val_dialogues if dialogue not in dialogues]
-        shared = {question.id for question in questions}.intersection(question.id for question in held)
-        if shared:
-            raise InputError(f"{len(shared)} questions are both in train and in val, such as {min(shared)!r}")
-    elif settings.val_fraction:
-        questions, held = _hold_out(questions, settings.val_fraction, settings.seed)
-    banks = remember_all(dialogues, dataset.extractor(settings.extract, policy), embedder)
-    made = [_of_banks(banks, part, settings) for part in (questions, held)]
-    if len(made[0]) < settings.grpo.prompts:
-        raise InputError(f"{len(made[0])} questions to train on, expected at least {settings.grpo.prompts}")
-    return made[0], made[1]
+def _train(
+    policy: LocalPolicy,
+    task: Task,
+    settings: TrainSettings,
+    out: Path,
+    config: dict[str, object],
+    report: Report | None,
+) -> Path:
+    """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
+    _check(task, settings)
+    _claim(out, config)
+    learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
+
+    def evaluate() -> Metrics:
+        with learner.precision():
+            return greedy_reward(policy, task.val, max_tokens, task.score)
+
+    def train(algorithm: Algorithm) -> Path:
+        check = evaluate if task.val else None
+        folder = out / algorithm.name
+        trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
+        write_card(trained, policy.base_name, task.settings)
+        return trained
+
+    if settings.warm_start.epochs > 0:
+        trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
+        learner.load_weights(trained)
+    if settings.algo == "grpo":
+        trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
+    if settings.algo == "ppo":
+        trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
+    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
 
 
-def _of_banks(banks: dict[str, Bank], questions: Sequence[Question], settings: TrainSettings) -> list[AnswerEpisode]:
-    earn = answer_reward(settings.reward)
-    return [
-        episode
-        for question in questions
-        for episode in answer_episodes(
-            banks[question.dialogue_id], [question], settings.answer, earn, settings.format_coef
-        )
-    ]  # fmt: skip
-
-
-def _demonstrations(episodes: Sequence[AnswerEpisode], settings: TrainSettings) -> list[Demonstration]:
-    """What the warm start imitates: questions whose evidence was retrieved, in retrieval's order and shuffled."""
-    shuffle = random.Random(settings.seed)
-    orders = [None, *[shuffle] * settings.warm_start.shuffles]
-    shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    if not shown:
+def _check(task: Task, settings: TrainSettings) -> None:
+    """Refuse what could only fail later."""
+    least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
+    if len(task.episodes) < least:
+        raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
+    if settings.warm_start.epochs > 0 and not task.demonstrations:
         raise InputError(
-            f"none of {len(episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
+            f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
             "expected some to imitate: retrieve more (answer.k), or leave the warm start out (warm_start.epochs 0)"
         )
-    return shown
+    if settings.algo == "sft" and settings.warm_start.epochs == 0:
+        raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
 
 
-def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
-    held = set(random.Random(seed).sample(range(len(questions)), max(1, round(fraction * len(questions)))))
-    return [q for i, q in enumerate(questions) if i not in held], [q for i, q in enumerate(questions) if i in held]
-
-
-def _claim(out: Path, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> None:
-    """Write config.json, or check that the one already there is the same run's."""
+def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> dict[str, object]:
+    """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
-    config = {"settings": plain(settings), "base": policy.base_name, "data": data}
+    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+
+
+def _claim(out: Path, config: dict[str, object]) -> None:
+    """Write config.json, or check that the one already there is the same run's."""
     path = out / "config.json"
     if path.is_file():
-        if _identity(path) != (config["settings"], policy.base_name, dataset.sha256):
-            raise TrainingError(f"{out} holds another run (settings, base model or data differ): name a new folder")
+        if _identity_in(path) != _identity(config):
+            raise TrainingError(f"{out} holds another run (agent, settings, models or data differ): name a new folder")
         return
     claim_folder(out)
     partial = out / "config.json.partial"
@@ -184,10 +216,13 @@ def _claim(out: Path, policy: LocalPolicy, dataset: Dataset, settings: TrainSett
     os.replace(partial, path)
 
 
-def _identity(path: Path) -> tuple[object, object, object]:
-    """What makes a run the same run, read from its config.json."""
+def _identity_in(path: Path) -> tuple[object, ...]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))["config"]
-        return config["settings"], config["base"], config["data"]["sha256"]
+        return _identity(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path} is not the config of a training run: name a new folder") from error
+
+
+def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """The config without where the data lay."""
+    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], config.get("answerer")

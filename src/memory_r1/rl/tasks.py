@@ -1,0 +1,166 @@
+"""What an agent is trained on: its episodes, those to check on, and what a warm start imitates.
+
+Two tasks: the answer agent's questions over a bank that is there (Memory-R1, Algorithm 2), and the memory manager's
+turns over the bank before each (Algorithm 1). Left out: how either is trained (train.py).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from memory_r1.bank import Bank, Embedder
+from memory_r1.bench.dataset import Dataset
+from memory_r1.bench.run import remember_all
+from memory_r1.dialogue import Dialogue, Question
+from memory_r1.errors import InputError
+from memory_r1.memory.answer import AnswerAgent, AnswerSettings
+from memory_r1.memory.card import default_settings
+from memory_r1.memory.extract import Extractor
+from memory_r1.memory.manage import ManagerSettings
+from memory_r1.policy.base import Policy
+from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
+from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
+from memory_r1.rl.rollout import Scorer, one_by_one
+from memory_r1.rl.types import Demonstration, Episode
+
+Earn = Callable[[str, str], float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An agent's lessons.
+
+    score       what completions earn, for many episodes at once
+    settings    of the agent, for the card beside the adapter
+    """
+
+    episodes: Sequence[Episode]
+    val: Sequence[Episode]
+    demonstrations: Sequence[Demonstration]
+    score: Scorer
+    settings: AnswerSettings | ManagerSettings
+
+
+class Parts(Protocol):
+    """Which part of a data set is trained on, and which is checked on."""
+
+    @property
+    def train(self) -> str: ...
+
+    @property
+    def val(self) -> str: ...
+
+    @property
+    def val_fraction(self) -> float: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def answer_task(
+    dataset: Dataset,
+    parts: Parts,
+    extractor: Callable[[Dialogue], Extractor],
+    settings: AnswerSettings,
+    earn: Earn,
+    *,
+    format_coef: float = 0.0,
+    shuffles: int = 1,
+    embedder: Embedder | None = None,
+) -> Task:
+    """Questions over the bank that the ADD-only manager makes of each dialogue.
+
+    Args:
+        shuffles: copies of each demonstration with its entries in random order.
+
+    Raises:
+        InputError: the data has no part of that name, or a question is in both parts.
+        PolicyError: the extractor's model failed.
+    """
+    dialogues, questions, held = divided(dataset, parts)
+    banks = remember_all(dialogues, extractor, embedder)
+    episodes, val = (_answer_episodes(banks, part, settings, earn, format_coef) for part in (questions, held))
+    shuffle = random.Random(parts.seed)
+    orders = [None, *[shuffle] * shuffles]
+    shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
+    return Task(episodes, val, shown, one_by_one, settings)
+
+
+def manager_task(
+    dataset: Dataset,
+    parts: Parts,
+    extractor: Callable[[Dialogue], Extractor],
+    settings: ManagerSettings,
+    earn: Earn,
+    answerer: Policy,
+    *,
+    window: int = 50,
+    outcome: OutcomeSettings | None = None,
+    embedder: Embedder | None = None,
+) -> Task:
+    """Turns that are evidence of a question, each over the bank of the turns before it.
+
+    Args:
+        answerer: the frozen answer agent's model; its adapter's card says how it retrieves.
+        window: turns that the temporal bank is made of.
+
+    Raises:
+        InputError: as `answer_task` does, or no question has evidence.
+        PolicyError: the extractor's model failed.
+    """
+    dialogues, questions, held = divided(dataset, parts)
+    judged = Outcome(AnswerAgent(answerer, default_settings(answerer)), earn, outcome or OutcomeSettings())
+
+    def of(part: Sequence[Question]) -> list[ManagerEpisode]:
+        return [
+            episode
+            for dialogue in dialogues
+            for episode in manager_episodes(
+                dialogue,
+                [question for question in part if question.dialogue_id == dialogue.id],
+                extractor(dialogue),
+                judged,
+                k=settings.k,
+                window=window,
+                embedder=embedder,
+            )
+        ]
+
+    episodes = of(questions)
+    if not episodes:
+        raise InputError(
+            f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
+        )
+    return Task(episodes, of(held), [episode.demonstration() for episode in episodes], judge, settings)
+
+
+def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:
+    """The dialogues, the questions to train on, and those to check on; raises InputError."""
+    dialogues, questions = dataset.select(parts.train)
+    if parts.val:
+        val_dialogues, held = dataset.select(parts.val)
+        shared = {question.id for question in questions}.intersection(question.id for question in held)
+        if shared:
+            raise InputError(f"{len(shared)} questions are both in train and in val, such as {min(shared)!r}")
+        return [*dialogues, *(one for one in val_dialogues if one not in dialogues)], questions, held
+    if parts.val_fraction:
+        return (dialogues, *_hold_out(questions, parts.val_fraction, parts.seed))
+    return dialogues, questions, []
+
+
+def _hold_out(questions: list[Question], fraction: float, seed: int) -> tuple[list[Question], list[Question]]:
+    held = set(random.Random(seed).sample(range(len(questions)), max(1, round(fraction * len(questions)))))
+    return [q for i, q in enumerate(questions) if i not in held], [q for i, q in enumerate(questions) if i in held]
+
+
+def _answer_episodes(
+    banks: Mapping[str, Bank], questions: Iterable[Question], settings: AnswerSettings, earn: Earn, format_coef: float
+) -> list[AnswerEpisode]:
+    return [
+        episode
+        for question in questions
+        for episode in answer_episodes(banks[question.dialogue_id], [question], settings, earn, format_coef)
+    ]
