@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -318,12 +319,17 @@ def test_owners_who_would_share_a_scope_are_refused(
 def test_each_owner_of_a_mem0_store_gets_a_scope(
     capsys: Capture, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Mem0Store(tuple(Mem0Entry(name, Mem0Owner(name), f"{name} likes tea") for name in ("ann", "bob")))
+    ends = date(2999, 1, 1)
+    store = Mem0Store(
+        tuple(Mem0Entry(name, Mem0Owner(name), f"{name} likes tea", expires_on=ends) for name in ("ann", "bob"))
+    )
     monkeypatch.setattr("memory_r1.bank.mem0.read_mem0", lambda *arguments, **named: store)
     (folder / "qdrant").mkdir()
     assert "--owner" in refused(capsys, "import", "qdrant", "--scope", "mine")
     assert run("import", "qdrant", "--embedder", "hashing-16") == 0
-    assert capsys.readouterr().out == "ann: 0 turns, 1 operations\nbob: 0 turns, 1 operations\n"
+    captured = capsys.readouterr()
+    assert captured.out == "ann: 0 turns, 1 operations\nbob: 0 turns, 1 operations\n"
+    assert "kept for good: 2 memories" in captured.err
     assert run("import", "qdrant", "--owner", "bob", "--scope", "mine") == 0
     assert [live(folder / "memory.db", scope) for scope in ("ann", "bob", "mine")] == [
         ["ann likes tea"], ["bob likes tea"], ["bob likes tea"],

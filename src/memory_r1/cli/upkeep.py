@@ -112,6 +112,9 @@ class Import(ScopeVerb):
         if store.textless:
             print(f"left out: the live text of {store.textless} memories that is empty or no text", file=sys.stderr)
         now = datetime.now(UTC)
+        later = sum(entry.expires_on is not None and entry.expires_on >= now.date() for entry in store.entries)
+        if later:
+            print(f"kept for good: {later} memories that mem0 would let expire", file=sys.stderr)
         return {scope: KeptLog(tuple(logged_operations(entries, now))) for scope, entries in owned.items()}
 
     def _owned(self, store: Mem0Store) -> dict[str, list[Mem0Entry]]:
