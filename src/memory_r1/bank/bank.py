@@ -244,9 +244,7 @@ class Bank:
         with self._follower.reading() as log:
             versions = log.versions(entry_id)
         if not versions:
-            raise UnknownEntryError(
-                f"{entry_id!r} was never in scope {self.scope!r}, expected an id that operations() lists"
-            )
+            raise self._never_was(entry_id)
         return versions
 
     def operations(self) -> list[LoggedOperation]:
@@ -326,14 +324,17 @@ class Bank:
         with self._lock:
             return self._own_file().delete_scope(self._now(None))
 
-    def vacuum(self) -> None:
+    def vacuum(self) -> tuple[int, int]:
         """Give the room of what was replaced or deleted back to the disk; needs as much free as the file takes.
+
+        Returns:
+            The size of the file before and after, in bytes.
 
         Raises:
             BankError: this is a fork. BankFileError: another process is writing, or the disk is full.
         """
         with self._lock:
-            self._own_file().vacuum()
+            return self._own_file().vacuum()
 
     def _own_file(self) -> FileStore:
         if isinstance(self._store, BranchStore):
@@ -415,17 +416,25 @@ class Bank:
         places = [place for place, operation in enumerate(operations) if operation.kind in _TEXTUAL]
         if not places:
             return {}
-        with self._follower.reading():
+        with self._follower.reading() as log:
             maker = self._store.embedder()
-            texts = [self._searchable(operations[place]) for place in places]
+            texts = [self._searchable(log, operations[place]) for place in places]
         check_embedder(maker, id_of(self.embedder))
         return dict(zip(places, self._vectors.of(texts), strict=True))
 
-    def _searchable(self, operation: Operation) -> str:
+    def _searchable(self, log: Log, operation: Operation) -> str:
         assert operation.text is not None
         if operation.entry_id is None:
             return searchable(operation.text, operation.speaker)
-        return searchable(operation.text, self.history(operation.entry_id)[-1].speaker)
+        last = log.last_version(operation.entry_id)
+        if last is None:
+            raise self._never_was(operation.entry_id)
+        return searchable(operation.text, last.speaker)
+
+    def _never_was(self, entry_id: str) -> UnknownEntryError:
+        return UnknownEntryError(
+            f"{entry_id!r} was never in scope {self.scope!r}, expected an id that operations() lists"
+        )
 
 
 def _by_line(planned: Sequence[tuple[LoggedOperation, Applied]], vectors: dict[int, Floats]) -> dict[int, Floats]:

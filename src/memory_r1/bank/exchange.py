@@ -162,8 +162,9 @@ def _vectors(
 ) -> tuple[EmbedderId, dict[int, Floats]]:
     """Who made the vectors of the versions that a log opens, and the vectors by line number."""
     opened = [line for line in kept.lines if line.kind in (OperationKind.ADD, OperationKind.UPDATE)]
-    if _made_by(embedder, kept) and kept.embedder and all(line.seq in kept.vectors for line in opened):
-        return kept.embedder, {line.seq: kept.vectors[line.seq] for line in opened}
+    made, whole = kept.embedder, all(line.seq in kept.vectors for line in opened)
+    if whole and made and made[0] == embedder.name and made == id_of(embedder):  # a dimension may cost a request: last
+        return made, {line.seq: kept.vectors[line.seq] for line in opened}
     if opened:
         check_embedder(stored, id_of(embedder))  # before hours of work
     vectors: dict[int, Floats] = {}
@@ -174,11 +175,6 @@ def _vectors(
         if progress:
             progress(start + len(chunk), len(opened))
     return (id_of(embedder) if opened else ("", 0)), vectors
-
-
-def _made_by(embedder: Embedder, kept: KeptLog) -> bool:
-    """Whether an embedder made a log's vectors; the dimension, which may cost a request, is asked for last."""
-    return kept.embedder is not None and kept.embedder[0] == embedder.name and kept.embedder[1] == embedder.dimension
 
 
 def read_log(path: Path, progress: Progress | None = None) -> KeptLog:

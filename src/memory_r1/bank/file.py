@@ -6,8 +6,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
+from memory_r1.bank.operation import iso
 from memory_r1.bank.schema import APPLICATION_ID, MIGRATIONS
 from memory_r1.errors import BankError, BankFileError
 
@@ -90,15 +92,27 @@ class File:
         """Run one statement, give the number of rows it changed."""
         return self._connection.execute(sql, values).rowcount
 
+    def last_number(self) -> int:
+        """The last number given out to an operation or a reset of any scope, 0 where there is none."""
+        return self.number(
+            "SELECT max(ifnull((SELECT max(seq) FROM operations), 0), ifnull((SELECT max(seq) FROM resets), 0))"
+        )
+
+    def note_reset(self, cause: str, at: datetime) -> None:
+        """Have every follower of the log read it anew; takes a number, so that none is given out twice."""
+        self.run("INSERT INTO resets (seq, cause, at) VALUES (?, ?, ?)", self.last_number() + 1, cause, iso(at))
+
     def checkpoint(self) -> bool:
         """Move everything from the write-ahead log into the file and empty it; False where a reader is in the way."""
         busy: int = self.all("PRAGMA wal_checkpoint(TRUNCATE)")[0]["busy"]
         return not busy
 
-    def vacuum(self) -> None:
-        """Write the file anew without the room that nothing takes any more."""
+    def vacuum(self) -> tuple[int, int]:
+        """Write the file anew without the room that nothing takes any more; gives its bytes before and after."""
+        before = self.bytes()
         self.all("VACUUM")
         self.checkpoint()
+        return before, self.bytes()
 
     def bytes(self) -> int:
         """The size of the file, what waits in the write-ahead log included once."""

@@ -16,11 +16,10 @@ from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
 
-from memory_r1.bank.check import embedded
+from memory_r1.bank.check import EmbedderId, embedded, id_of
 from memory_r1.bank.column import Floats
 from memory_r1.bank.embed import Embedder
 from memory_r1.bank.file import File
-from memory_r1.bank.operation import iso
 from memory_r1.bank.search import searchable
 from memory_r1.bank.store import LAST
 from memory_r1.errors import BankError, InputError
@@ -30,9 +29,7 @@ ROUNDS = 8  # so often what others wrote meanwhile is embedded before they are m
 LAST_FEW = 64  # for at most so many texts
 
 _OPENS = "kind IN ('ADD', 'UPDATE')"
-_NEXT_NUMBER = "max(ifnull((SELECT max(seq) FROM operations), 0), ifnull((SELECT max(seq) FROM resets), 0)) + 1"
 
-Maker = tuple[str, int]  # name and dimension of an embedder
 Progress = Callable[[int, int], None]  # (versions with a new vector, versions in all)
 
 
@@ -85,7 +82,7 @@ class _Work:
 
     def __init__(self, file: File, embedder: Embedder, progress: Progress | None, chunk: int) -> None:
         self._file, self._embedder, self._progress, self._chunk = file, embedder, progress, chunk
-        self._maker: Maker = (embedder.name, embedder.dimension)
+        self._maker = id_of(embedder)
         self._embedded = 0  # by this call, and committed
 
     def run(self) -> Reembedded:
@@ -100,7 +97,7 @@ class _Work:
         self._file.checkpoint()
         return Reembedded(name, self._embedder.name, self._embedded, resumed)
 
-    def _begin(self) -> tuple[Maker | None, int]:
+    def _begin(self) -> tuple[EmbedderId | None, int]:
         """Note who makes the next vectors; gives who made the present ones, and how many next ones there are."""
         with self._file.transaction():
             before, upcoming = self._noted("embedder"), self._noted("next_embedder")
@@ -143,7 +140,7 @@ class _Work:
             self._file.run("INSERT INTO vectors SELECT seq, vector FROM next_vectors JOIN operations USING (seq)")
             self._note("embedder")
             self._clear("next_vectors", "next_embedder")
-            self._file.run(f"INSERT INTO resets SELECT {_NEXT_NUMBER}, 're-embedded', ?", iso(datetime.now(UTC)))
+            self._file.note_reset("re-embedded", datetime.now(UTC))
         self._embedded += kept
         return True
 
@@ -179,7 +176,7 @@ class _Work:
             for row, vector in zip(rows, vectors, strict=True)
         )  # fmt: skip
 
-    def _noted(self, table: str) -> Maker | None:
+    def _noted(self, table: str) -> EmbedderId | None:
         row = self._file.one(f"SELECT name, dimension FROM {table}")
         return (row["name"], row["dimension"]) if row else None
 

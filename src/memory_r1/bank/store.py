@@ -39,11 +39,8 @@ class FileStore(File):
 
     def head(self) -> tuple[int, datetime | None]:
         """The last number given out in the whole file, and the time of the scope's last log line; (0, None) if none."""
-        last = self.number(
-            "SELECT max(ifnull((SELECT max(seq) FROM operations), 0), ifnull((SELECT max(seq) FROM resets), 0))"
-        )
         row = self.one("SELECT at FROM operations WHERE scope = ? ORDER BY seq DESC LIMIT 1", self.scope)
-        return last, datetime.fromisoformat(row["at"]) if row else None
+        return self.last_number(), datetime.fromisoformat(row["at"]) if row else None
 
     def last_reset(self) -> int:
         """The number of the last event after which the log has to be read anew, 0 where there was none."""
@@ -201,16 +198,12 @@ class FileStore(File):
         self.all("PRAGMA foreign_keys = OFF")  # or every deleted line would be looked for in all of `entries`
         try:
             with self.transaction():
-                self._note_reset("scope deleted", at)
+                self.note_reset("scope deleted", at)
                 self._delete_lines()
                 self.run("DELETE FROM turns WHERE scope = ?", self.scope)
         finally:
             self.all("PRAGMA foreign_keys = ON")
         return self.checkpoint()
-
-    def _note_reset(self, cause: str, at: datetime) -> None:
-        """Have every follower of the log read it anew; takes a number, so that none is given out twice."""
-        self.run("INSERT INTO resets (seq, cause, at) VALUES (?, ?, ?)", self.head()[0] + 1, cause, iso(at))
 
     def _delete_lines(self) -> None:
         lines = "(SELECT seq FROM operations WHERE scope = ?)"

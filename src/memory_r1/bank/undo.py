@@ -176,7 +176,7 @@ def _same(one: Entry | None, other: Entry | None) -> bool:
 def _close(log: Log, entry: Entry, stamp: LoggedOperation) -> Restored:
     line = replace(stamp, kind=OperationKind.DELETE, entry_id=entry.id, version=entry.version)
     operation = Operation.delete(entry.id, version=entry.version)
-    return Restored(line, Applied(operation, line.kind, log.versions(entry.id)[-1], line.seq))
+    return Restored(line, Applied(operation, line.kind, entry, line.seq))
 
 
 def _bring_back(log: Log, source: Entry, stamp: LoggedOperation) -> Restored:
@@ -184,12 +184,13 @@ def _bring_back(log: Log, source: Entry, stamp: LoggedOperation) -> Restored:
     same = log.live_with(source.speaker, source.text)
     if same is not None and same.id != source.id:
         raise ConflictError(f"{source.id} cannot say {source.text!r:.60} again: {same.id} says it now")
-    live, last = log.live(source.id), log.versions(source.id)[-1].version
+    live, last = log.live(source.id), log.last_version(source.id)
+    assert last is not None
     line = replace(
         stamp,
         kind=OperationKind.UPDATE if live else OperationKind.ADD,
         entry_id=source.id,
-        version=last + 1,
+        version=last.version + 1,
         text=source.text,
         speaker=source.speaker,
         said_at=source.said_at,

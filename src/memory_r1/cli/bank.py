@@ -16,8 +16,7 @@ from memory_r1.cli.upkeep import DeleteScope, Export, Import, Reembed, Vacuum, V
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
-    from memory_r1.bank import Entry, LoggedOperation
-
+    from memory_r1.bank import Entry
 
 _MOMENT = "%Y-%m-%dT%H:%M:%S.%f"  # UTC, as bank as-of takes it
 
@@ -123,12 +122,14 @@ class Operations(_Look):
 
     def run(self) -> int:
         """Print them, oldest first."""
+        from memory_r1.bank.record import line_record
+
         if self.last is not None and self.last < 1:
             raise InputError(f"last is {self.last}, expected at least 1")
         with self.where.open(existing=True) as bank:
             lines = bank.operations()[-(self.last or 0) :]
         if self.json:
-            print_json([_plain_line(line) for line in lines])
+            print_json([line_record(line) for line in lines])
             return 0
         for line in lines:
             what = f" {line.entry_id}" if line.entry_id else ""
@@ -229,12 +230,6 @@ def _print_entries(entries: Sequence[Entry], as_json: bool) -> None:
 def _plain(entry: Entry) -> dict[str, object]:
     times = {name: _iso(getattr(entry, name)) for name in ("said_at", "valid_from", "valid_to")}
     return {**asdict(entry), **times}
-
-
-def _plain_line(line: LoggedOperation) -> dict[str, object]:
-    from memory_r1.bank.record import line_record
-
-    return line_record(line)
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -221,9 +221,8 @@ class Vacuum:
     def run(self) -> int:
         """Write the file anew and print its size before and after."""
         with BankFlags(self.bank).open(existing=True) as bank:
-            before = bank.stats().bytes
-            bank.vacuum()
-            print(f"{self.bank}: {before:,} bytes before, {bank.stats().bytes:,} after")
+            before, after = bank.vacuum()
+        print(f"{self.bank}: {before:,} bytes before, {after:,} after")
         return 0
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from memory_r1.errors import ModelError
-from memory_r1.memory import answer, manage
+from memory_r1.memory.answer import FORMAT as ANSWER_FORMAT
 from memory_r1.memory.answer import SMALL, AnswerSettings
+from memory_r1.memory.manage import FORMAT as MANAGER_FORMAT
 from memory_r1.memory.manage import LLMManager, ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.policy.local import LocalPolicy
@@ -20,8 +21,8 @@ Agent = Literal["answer", "manager"]
 Settings = TypeVar("Settings", AnswerSettings, ManagerSettings)
 
 _FORMATS: dict[type[AnswerSettings | ManagerSettings], tuple[Agent, str]] = {
-    AnswerSettings: ("answer", answer.FORMAT),
-    ManagerSettings: ("manager", manage.FORMAT),
+    AnswerSettings: ("answer", ANSWER_FORMAT),
+    ManagerSettings: ("manager", MANAGER_FORMAT),
 }
 
 

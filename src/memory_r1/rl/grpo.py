@@ -16,11 +16,11 @@ from memory_r1.errors import InputError
 from memory_r1.rl.advantage import Scaling, group_advantages
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import sampling_seed, warmed_up
-from memory_r1.rl.rollout import Scorer, one_by_one
-from memory_r1.rl.types import Episode, Group
+from memory_r1.rl.types import Group
 from memory_r1.rl.update import (
     CreditedGroup,
     Metrics,
+    OnEpisodes,
     UpdateSettings,
     credited,
     rollout_metrics,
@@ -45,25 +45,10 @@ class GRPOSettings(UpdateSettings):
 
 
 @dataclass(frozen=True)
-class GRPO:
+class GRPO(OnEpisodes[GRPOSettings]):
     """The algorithm over fixed episodes; the loop (loop.py) calls `iterate` until `iterations` are done."""
 
-    episodes: Sequence[Episode]
-    settings: GRPOSettings
-    max_tokens: int
-    seed: int = 0
-    score: Scorer = one_by_one
     name: str = "grpo"
-
-    @property
-    def iterations(self) -> int:
-        """How many times `iterate` is called."""
-        return self.settings.iterations(len(self.episodes))
-
-    def prepare(self, learner: Learner) -> None:
-        """Freeze the reference, if the KL to it counts."""
-        if self.settings.kl_coef:
-            learner.freeze_reference()
 
     def iterate(self, learner: Learner, iteration: int) -> Metrics:
         """Sample, credit, update; returns the iteration's metrics. Randomness depends on seed and iteration alone."""

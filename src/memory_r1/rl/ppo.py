@@ -22,12 +22,12 @@ from memory_r1.rl.critic import Critic
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation, clipped_value_loss, kl_k1
 from memory_r1.rl.order import sampling_seed, warmed_up
-from memory_r1.rl.rollout import Scorer, one_by_one
-from memory_r1.rl.types import Episode, Group, Rollout
+from memory_r1.rl.types import Group, Rollout
 from memory_r1.rl.update import (
     Credited,
     CreditedGroup,
     Metrics,
+    OnEpisodes,
     UpdateSettings,
     credited,
     cut,
@@ -106,25 +106,14 @@ class PPOSettings(UpdateSettings):
 
 
 @dataclass(frozen=True)
-class PPO:
+class PPO(OnEpisodes[PPOSettings]):
     """The algorithm over fixed episodes; see GRPO for the calls."""
 
-    episodes: Sequence[Episode]
-    settings: PPOSettings
-    max_tokens: int
-    seed: int = 0
-    score: Scorer = one_by_one
     name: str = "ppo"
-
-    @property
-    def iterations(self) -> int:
-        """How many times `iterate` is called."""
-        return self.settings.iterations(len(self.episodes))
 
     def prepare(self, learner: Learner) -> None:
         """Freeze the reference, if the KL to it counts, and add a critic; both begin as the policy is now."""
-        if self.settings.kl_coef:
-            learner.freeze_reference()
+        super().prepare(learner)
         learner.add_critic()
 
     def iterate(self, learner: Learner, iteration: int) -> Metrics:

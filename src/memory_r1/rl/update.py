@@ -14,7 +14,7 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from memory_r1.errors import InputError
 from memory_r1.policy.base import Sampling
@@ -30,7 +30,7 @@ from memory_r1.rl.loss import (
     token_weights,
 )
 from memory_r1.rl.order import iteration_batch, sampling_seed
-from memory_r1.rl.rollout import Scorer, sample_rollouts
+from memory_r1.rl.rollout import Scorer, one_by_one, sample_rollouts
 from memory_r1.rl.types import Episode, Group, Rollout
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 Item = TypeVar("Item")
+Settings = TypeVar("Settings", bound="UpdateSettings")
 
 
 @dataclass(frozen=True)
@@ -105,26 +106,31 @@ class UpdateSettings:
         return self.truncated == "keep" or rollout.completion.finish != "length"
 
 
-class OnEpisodes(Protocol):
-    """What an algorithm over fixed episodes samples by: GRPO and PPO have these fields."""
+@dataclass(frozen=True)
+class OnEpisodes(Generic[Settings]):
+    """What GRPO and PPO are made of: an algorithm over fixed episodes; the loop (loop.py) calls `iterate`.
+
+    score  what completions earn (rollout.py)
+    """
+
+    episodes: Sequence[Episode]
+    settings: Settings
+    max_tokens: int
+    seed: int = 0
+    score: Scorer = one_by_one
 
     @property
-    def episodes(self) -> Sequence[Episode]: ...
+    def iterations(self) -> int:
+        """How many times `iterate` is called."""
+        return self.settings.iterations(len(self.episodes))
 
-    @property
-    def settings(self) -> UpdateSettings: ...
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def score(self) -> Scorer: ...
+    def prepare(self, learner: Learner) -> None:
+        """Freeze the reference, if the KL to it counts: it begins as the policy is now."""
+        if self.settings.kl_coef:
+            learner.freeze_reference()
 
 
-def sample_iteration(learner: Learner, algorithm: OnEpisodes, iteration: int) -> list[Group]:
+def sample_iteration(learner: Learner, algorithm: OnEpisodes[Any], iteration: int) -> list[Group]:
     """The rollouts of an iteration; which and how they are drawn depends on seed and iteration alone."""
     settings, seed = algorithm.settings, algorithm.seed
     chosen = iteration_batch(algorithm.episodes, settings.prompts, iteration, seed)
