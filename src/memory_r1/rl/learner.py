@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from memory_r1.errors import TrainingError
-from memory_r1.policy.local import LocalPolicy, quiet_peft
+from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
 from memory_r1.rl.critic import Critic
 from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
 from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
@@ -43,7 +43,7 @@ class LearnerSettings:
 
     lora_rank: int = 16
     lora_alpha: int = 32
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     max_grad_norm: float = 1.0
 
 
@@ -210,13 +210,9 @@ class Learner:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self._low_precision(device))
 
     def _low_precision(self, device: str) -> bool:
-        import torch
-
         if self.settings.precision != "auto":
             return self.settings.precision == "bfloat16"
-        if device == "cuda":
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return computes_bfloat16(device)
 
 
 def _belongs(name: str, adapter: str) -> bool:
