@@ -38,6 +38,8 @@ class Train:
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
+    start: Path | None = None
+    """an adapter of the same agent to go on from; default: a new one"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
     json: bool = False
@@ -69,9 +71,11 @@ class Train:
 
         policy = LocalPolicy(self.model)
         if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
-        answerer = LocalPolicy(self.model, adapter=self.answerer)
-        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
+            return train_answer_agent(policy, dataset, self.settings, self.out, start=self.start, report=report)
+        answerer = LocalPolicy(self.model, adapter=self.answerer, precision="auto")
+        return train_memory_manager(
+            policy, dataset, self.settings, self.out, answerer=answerer, start=self.start, report=report
+        )
 
 
 def reporter(step: Step) -> Report:

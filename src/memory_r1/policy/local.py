@@ -64,8 +64,7 @@ class LocalPolicy:
         """The model's name; with an adapter, its folder name and the first 8 digits of its weights' sha256."""
         if self.adapter is None:
             return self.base_name
-        weights = (self.adapter / "adapter_model.safetensors").read_bytes()
-        return f"{self.base_name}+{self.adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+        return f"{self.base_name}+{adapter_name(self.adapter)}"
 
     @property
     def base_name(self) -> str:
@@ -213,6 +212,13 @@ def _best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def adapter_name(adapter: Path) -> str:
+    """An adapter's folder name and the first 8 digits of its weights' sha256; raises ModelError if it is none."""
+    _check_adapter(adapter)
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    return f"{adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
 
 
 def computes_bfloat16(device: str) -> bool:

@@ -85,7 +85,7 @@ class ManagerEpisode:
 
     def demonstration(self) -> Demonstration:
         """The reply that adds every fact as it stands: a warm start from which the baseline's outcome follows."""
-        adds = [(number, OperationKind.ADD, None, fact.text) for number, fact in enumerate(self.facts, start=1)]
+        adds = [(number, OperationKind.ADD, None, None) for number in range(1, len(self.facts) + 1)]
         return Demonstration(self.id, self.prompt, manager_reply(adds))
 
     def _left(self, completion: Completion) -> tuple[tuple[Operation, ...], Bank]:

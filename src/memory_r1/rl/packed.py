@@ -106,6 +106,8 @@ def _packed_inputs(model: Any, prompt: Sequence[int], completions: Sequence[Sequ
 
     ids, positions, owner = _pack(prompt, completions)
     device = model.device
+    if len(completions) == 1:  # plain causal attention, which needs no mask and computes no more than its half
+        return {"input_ids": torch.tensor([ids], device=device), "use_cache": False}
     return {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": torch.tensor([positions], device=device),

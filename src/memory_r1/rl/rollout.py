@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from memory_r1.policy.base import Completion, Sampling
@@ -19,10 +20,20 @@ def one_by_one(pairs: Sequence[tuple[Episode, Completion]]) -> list[Reward]:
 
 
 def sample_rollouts(
-    policy: LocalPolicy, episodes: Sequence[Episode], *, n: int, sampling: Sampling, score: Scorer = one_by_one
+    policy: LocalPolicy,
+    episodes: Sequence[Episode],
+    *,
+    n: int,
+    sampling: Sampling,
+    score: Scorer = one_by_one,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Group]:
-    """One group of n rollouts per episode, in order, sampled with the policy's weights as they are now."""
-    sampled = policy.sample([episode.prompt for episode in episodes], sampling, n=n)
+    """One group of n rollouts per episode, in order, sampled with the policy's weights as they are now.
+
+    `precision` is the policy's own: the models that are asked for rewards run outside of it.
+    """
+    with precision():
+        sampled = policy.sample([episode.prompt for episode in episodes], sampling, n=n)
     pairs = [(episode, one) for episode, group in zip(episodes, sampled, strict=True) for one in group]
     earned = iter(score(pairs))
     return [

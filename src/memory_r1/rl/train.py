@@ -20,10 +20,10 @@ from memory_r1.bench.dataset import Dataset, Extraction
 from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
-from memory_r1.memory.card import write_card
+from memory_r1.memory.card import read_card, write_card
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy, Sampling
-from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.local import LocalPolicy, adapter_name
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
@@ -78,6 +78,7 @@ def train_answer_agent(
     settings: TrainSettings,
     out: Path,
     *,
+    start: Path | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
@@ -86,9 +87,11 @@ def train_answer_agent(
     Args:
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
+        start: an adapter to go on from; by default a new one is made.
 
     Raises:
         TrainingError: the folder holds another run.
+        ModelError: `start` is no adapter of this agent on this base.
         InputError: the data has no part of that name, or too few questions.
     """
     task = answer_task(
@@ -101,7 +104,7 @@ def train_answer_agent(
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report)
+    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings, start), start, report)
 
 
 def train_memory_manager(
@@ -111,13 +114,14 @@ def train_memory_manager(
     out: Path,
     *,
     answerer: Policy,
+    start: Path | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out: as for `train_answer_agent`.
+        policy, out, start: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
@@ -136,13 +140,14 @@ def train_memory_manager(
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, report)
+    config = _config("manager", policy, dataset, settings, start) | {"answerer": answerer.name}
+    return _train(policy, task, settings, out, config, start, report)
 
 
-def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
+def greedy_reward(learner: Learner, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
     """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
+    with learner.precision():  # not around the score, which may ask models of its own
+        completions = learner.policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
     rewards = score(list(zip(episodes, completions, strict=True)))
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
@@ -155,16 +160,19 @@ def _train(
     settings: TrainSettings,
     out: Path,
     config: dict[str, object],
+    start: Path | None,
     report: Report | None,
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
     _check(task, settings)
+    if start is not None:
+        read_card(start, type(task.settings), policy.base_name)
     _claim(out, config)
-    learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
+    learner = Learner(policy, settings.learner, start=start, seed=settings.seed)
+    max_tokens = task.settings.max_tokens
 
     def evaluate() -> Metrics:
-        with learner.precision():
-            return greedy_reward(policy, task.val, max_tokens, task.score)
+        return greedy_reward(learner, task.val, max_tokens, task.score)
 
     def train(algorithm: Algorithm) -> Path:
         check = evaluate if task.val else None
@@ -197,10 +205,13 @@ def _check(task: Task, settings: TrainSettings) -> None:
         raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
 
 
-def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> dict[str, object]:
+def _config(
+    agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, start: Path | None
+) -> dict[str, object]:
     """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
-    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+    begun = {} if start is None else {"start": adapter_name(start)}
+    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data, **begun}
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
@@ -225,4 +236,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], config.get("answerer")
+    models = config["base"], config.get("start"), config.get("answerer")
+    return config["agent"], config["settings"], models, config["data"]["sha256"]

@@ -135,8 +135,14 @@ def sample_iteration(learner: Learner, algorithm: OnEpisodes[Any], iteration: in
     settings, seed = algorithm.settings, algorithm.seed
     chosen = iteration_batch(algorithm.episodes, settings.prompts, iteration, seed)
     sampling = Sampling(algorithm.max_tokens, settings.temperature, seed=sampling_seed(seed, iteration))
-    with learner.precision():
-        return sample_rollouts(learner.policy, chosen, n=settings.group, sampling=sampling, score=algorithm.score)
+    return sample_rollouts(
+        learner.policy,
+        chosen,
+        n=settings.group,
+        sampling=sampling,
+        score=algorithm.score,
+        precision=learner.precision,
+    )
 
 
 @dataclass
