@@ -59,7 +59,7 @@ class TrainSettings:
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
-    manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160))
+    manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160, turns_at_once=1))
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
