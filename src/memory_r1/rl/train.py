@@ -2,11 +2,13 @@
 
 The run folder holds config.json, a folder per algorithm (see loop.py), and adapter/: the PEFT adapter, with
 memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
-again on the same folder goes on from where it stopped. Left out: where episodes come from (tasks.py).
+again on the same folder goes on from where it stopped. Of several processes (parallel.py) all call these functions,
+and the main one writes the folder. Left out: where episodes come from (tasks.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
+from memory_r1.rl.parallel import join
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.rollout import Scorer
@@ -91,6 +94,7 @@ def train_answer_agent(
         TrainingError: the folder holds another run.
         InputError: the data has no part of that name, or too few questions.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = answer_task(
         dataset,
         settings,
@@ -125,6 +129,7 @@ def train_memory_manager(
         InputError: the data has no part of that name, or too few questions with evidence.
         PolicyError: the answerer's model failed.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = manager_task(
         dataset,
         settings,
@@ -140,10 +145,12 @@ def train_memory_manager(
     return _train(policy, task, settings, out, config, report)
 
 
-def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
+def greedy_reward(learner: Learner, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
     """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
-    rewards = score(list(zip(episodes, completions, strict=True)))
+    mine = learner.world.share(episodes)
+    with learner.precision():
+        completions = learner.policy.complete([episode.prompt for episode in mine], Sampling(max_tokens))
+        rewards = learner.world.gather(score(list(zip(mine, completions, strict=True))))
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
@@ -159,18 +166,21 @@ def _train(
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
     _check(task, settings)
-    _claim(out, config)
+    world = join()
+    if world.main:
+        _claim(out, config)
+    world.agree("settings, models or data", lambda: _lessons(task, config))
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
 
     def evaluate() -> Metrics:
-        with learner.precision():
-            return greedy_reward(policy, task.val, max_tokens, task.score)
+        return greedy_reward(learner, task.val, max_tokens, task.score)
 
     def train(algorithm: Algorithm) -> Path:
         check = evaluate if task.val else None
         folder = out / algorithm.name
         trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
-        write_card(trained, policy.base_name, task.settings)
+        if world.main:
+            write_card(trained, policy.base_name, task.settings)
         return trained
 
     if settings.warm_start.epochs > 0:
@@ -180,7 +190,10 @@ def _train(
         trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
     if settings.algo == "ppo":
         trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
-    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+    if world.main:
+        shutil.copytree(trained, out / "adapter", dirs_exist_ok=True)
+    world.wait()
+    return out / "adapter"
 
 
 def _check(task: Task, settings: TrainSettings) -> None:
@@ -201,6 +214,12 @@ def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSe
     """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
     return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+
+
+def _lessons(task: Task, config: Mapping[str, object]) -> str:
+    """A hash of what is trained on and how: the same in all processes, or their shares would not fit together."""
+    asked = [(one.id, one.prompt) for one in (*task.episodes, *task.val)]
+    return hashlib.sha256(repr((_identity(config), asked, task.demonstrations)).encode()).hexdigest()
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
