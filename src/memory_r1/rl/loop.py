@@ -77,7 +77,8 @@ class Loop:
         Raises:
             TrainingError: the state in the folder is another run's, or not all processes begin alike.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.algorithm.prepare(self.learner)
         self._resume()
         world = self.learner.world

@@ -167,9 +167,9 @@ def _train(
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
     _check(task, settings)
     world = join()
+    world.agree("settings, models or data", lambda: _lessons(task, config))
     if world.main:
         _claim(out, config)
-    world.agree("settings, models or data", lambda: _lessons(task, config))
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
 
     def evaluate() -> Metrics:
