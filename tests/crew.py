@@ -172,10 +172,10 @@ LESSONS: dict[str, Lesson] = {
 
 
 def sampled(folder: Path) -> dict[str, Any]:
-    """The rollouts of an iteration with a prompt more than processes, and of one with a single prompt."""
+    """The rollouts of iterations with a prompt more than two processes, as many, and one."""
     learner, twice = new_learner(folder), [EPISODES[0]] * 3
     drawn = []
-    for prompts in (3, 1):
+    for prompts in (3, 2, 1):
         algorithm = grpo.GRPO(twice, grpo.GRPOSettings(prompts=prompts, group=3), MAX_TOKENS)
         drawn.append(sample_iteration(learner, algorithm, 0))
     return {"groups": [[[one.completion.tokens for one in group.rollouts] for group in groups] for groups in drawn]}

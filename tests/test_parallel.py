@@ -119,10 +119,10 @@ def test_a_step_without_signal_in_any_process_moves_nothing(two: list[dict[str, 
 
 
 def test_all_processes_hold_the_whole_iterations_rollouts_each_drawn_by_one_of_them(two: list[dict[str, Any]]) -> None:
-    several, single = two[0]["sampled"]["groups"]
-    assert two[1]["sampled"]["groups"] == [several, single]
-    assert [len(groups) for groups in (several, single)] == [3, 1]
-    assert several[0] != several[1]  # the same prompt, drawn by two processes
+    drawn = two[0]["sampled"]["groups"]
+    assert two[1]["sampled"]["groups"] == drawn
+    assert [len(groups) for groups in drawn] == [3, 2, 1]
+    assert drawn[1][0] != drawn[1][1]  # the same prompt, drawn by two processes
 
 
 def test_results_are_in_the_order_of_the_items_whoever_made_them(two: list[dict[str, Any]]) -> None:
