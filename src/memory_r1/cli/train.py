@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ import tyro
 from memory_r1.cli.show import Step, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
+from memory_r1.rl.parallel import World, join
 from memory_r1.rl.train import TrainSettings
 
 if TYPE_CHECKING:
@@ -52,9 +54,12 @@ class Train:
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
-        dataset = load_dataset(self.data)
-        with progress("training") as step:
-            adapter = self._trained(dataset, reporter(step))
+        world, dataset = join(), load_dataset(self.data)
+        with progress("training") if world.main else nullcontext() as step:
+            adapter = self._trained(dataset, world, reporter(step) if step else None)
+        world.leave()
+        if not world.main:
+            return 0
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
@@ -65,14 +70,14 @@ class Train:
         print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
         return 0
 
-    def _trained(self, dataset: Dataset, report: Report) -> Path:
+    def _trained(self, dataset: Dataset, world: World, report: Report | None) -> Path:
         from memory_r1.policy import LocalPolicy
         from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
-        policy = LocalPolicy(self.model)
+        policy = LocalPolicy(self.model, device=world.device)
         if self.agent == "answer":
             return train_answer_agent(policy, dataset, self.settings, self.out, start=self.start, report=report)
-        answerer = LocalPolicy(self.model, adapter=self.answerer, precision="auto")
+        answerer = LocalPolicy(self.model, adapter=self.answerer, device=world.device, precision="auto")
         return train_memory_manager(
             policy, dataset, self.settings, self.out, answerer=answerer, start=self.start, report=report
         )

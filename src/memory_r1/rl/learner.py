@@ -2,8 +2,9 @@
 
 By default a LoRA adapter on the base model (arXiv 2106.09685); rank 0 trains every weight. The reference is the
 policy as it was when `freeze_reference` was called: the base with adapters off where nothing was trained yet, else a
-frozen copy of the adapter on the same base, or of the model. A critic begins as another such copy and is trained. Left
-out: several devices.
+frozen copy of the adapter on the same base, or of the model. A critic begins as another such copy and is trained. Of
+several processes (parallel.py) each has a learner, and a step sums the gradients of all. Left out: weights spread over
+several devices.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from memory_r1.errors import TrainingError
 from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
 from memory_r1.rl.critic import Critic
 from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
-from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
+from memory_r1.rl.parallel import join
+from memory_r1.rl.weights import check_shapes, fingerprint, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +61,7 @@ class Learner:
 
         if policy.adapter is not None:
             raise TrainingError("the policy carries an adapter already: give the base alone, and the adapter as start")
+        self.world = join()
         self.policy = policy
         self.settings = settings
         torch.manual_seed(seed)
@@ -125,12 +128,13 @@ class Learner:
                 return score(model, prompt, completions)
 
         width = self.model.config.get_text_config().hidden_size
-        self.critic = Critic(states, active, named, width=width, max_grad_norm=self.settings.max_grad_norm)
+        longest = self.settings.max_grad_norm
+        self.critic = Critic(states, active, named, width=width, max_grad_norm=longest, world=self.world)
         return self.critic
 
     def step(self, lr: float) -> float:
         """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
-        return take_step(self.optimizer, lr, self.settings.max_grad_norm)
+        return take_step(self.optimizer, lr, self.settings.max_grad_norm, self.world)
 
     def save(self, folder: Path) -> None:
         """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
@@ -157,6 +161,11 @@ class Learner:
         """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer, critic."""
         critic = {"critic": self.critic.state()} if self.critic else {}
         return state_of(self._stateful(), self.optimizer) | critic
+
+    def fingerprint(self) -> str:
+        """A hash of all weights in `state`: equal in all processes that train one policy."""
+        critic = self.critic.state()["weights"] if self.critic else {}
+        return fingerprint([*self._stateful().values(), *critic.values()])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state written by `state`; the reference must have been frozen, the critic added, if it was then.

@@ -137,8 +137,8 @@ class PPO(OnEpisodes[PPOSettings]):
 class Judged:
     """The completions of a prompt, as the policy (`group`) and as the critic learn from them.
 
-    values   G tensors (T_i,), what the critic expected before each token
-    returns  G tensors (T_i,), what it should have expected
+    values   G tensors (T_i,), what the critic expected before each token; on the CPU
+    returns  G tensors (T_i,), what it should have expected; on the CPU
     """
 
     group: CreditedGroup
@@ -148,7 +148,17 @@ class Judged:
 
 def judge(learner: Learner, groups: Sequence[Group], settings: PPOSettings) -> list[Judged]:
     """Credit every token of these groups by GAE, whitened over all of them."""
-    batch = [_judge(learner, group, settings) for group in groups]
+    critic = _critic(learner)
+    taken = [[one for one in group.rollouts if settings.trains_on(one)] for group in groups]
+    unjudged = [
+        CreditedGroup(group.prompt_tokens, [credited(rollout, 0.0) for rollout in rollouts])
+        for group, rollouts in zip(groups, taken, strict=True)
+    ]
+    if settings.kl_coef and settings.kl_in == "reward":
+        remember_old(learner, unjudged, settings)
+        remember_ref(learner, unjudged, settings)
+    expected = learner.world.map(lambda group: _expected(critic, group, settings), unjudged)
+    batch = [_judged(*one, settings) for one in zip(unjudged, taken, expected, strict=True)]
     rows = [row for judged in batch for row in judged.group.rows]
     if settings.whiten and rows:
         for row, advantages in zip(rows, whiten([row.advantages for row in rows]), strict=True):
@@ -181,26 +191,23 @@ def update_actor(
     return update_policy(learner, [judged.group for judged in batch], shared, max_tokens, lr, seed)
 
 
-def _judge(learner: Learner, group: Group, settings: PPOSettings) -> Judged:
-    rollouts = [rollout for rollout in group.rollouts if settings.trains_on(rollout)]
-    rows = [credited(rollout, 0.0) for rollout in rollouts]
-    judged = CreditedGroup(group.prompt_tokens, rows)
-    if settings.kl_coef and settings.kl_in == "reward":
-        remember_old(learner, judged, settings)
-        remember_ref(learner, judged, settings)
-    expected = _expected(_critic(learner), judged, settings)
-    returns = [_credit(*one, settings) for one in zip(rollouts, rows, expected, strict=True)]
-    return Judged(judged, [values[: len(row.tokens)] for values, row in zip(expected, rows, strict=True)], returns)
+def _judged(
+    group: CreditedGroup, rollouts: Sequence[Rollout], expected: Sequence[Tensor], settings: PPOSettings
+) -> Judged:
+    """Credit the tokens of a group, given what was expected before each and after the last."""
+    returns = [_credit(*one, settings) for one in zip(rollouts, group.rows, expected, strict=True)]
+    return Judged(group, [values[:-1] for values in expected], returns)
 
 
 def _expected(critic: Critic, group: CreditedGroup, settings: PPOSettings) -> list[Tensor]:
-    """(T + 1,) for each completion: what is expected before each of its tokens, and after the last."""
+    """(T + 1,) for each completion, on the CPU: what is expected before each of its tokens, and after the last."""
     import torch
 
     values: list[Tensor] = []
     with torch.no_grad():
         for rows in cut(group.rows, settings.micro_batch):
-            values += critic.values(group.prompt, [[*row.tokens, row.tokens[-1]] for row in rows])
+            found = critic.values(group.prompt, [[*row.tokens, row.tokens[-1]] for row in rows])
+            values += [one.cpu() for one in found]
     return values
 
 
@@ -215,24 +222,28 @@ def _credit(rollout: Rollout, row: Credited, values: Tensor, settings: PPOSettin
         gae(rewards, known, gamma=settings.gamma, gae_lambda=gae_lambda, end_value=end_value).float()
         for gae_lambda in (settings.gae_lambda, settings.critic.gae_lambda)
     )
-    return ahead.to(known.device) + known
+    return ahead + known
 
 
 def _value_loss(critic: Critic, part: Sequence[Judged], settings: PPOSettings) -> float:
     """Add the gradient of the mean over the tokens of these groups; returns that mean."""
     tokens = sum(len(one) for judged in part for one in judged.values)
-    total = 0.0
-    for judged in part:
-        learned = zip(judged.group.rows, judged.values, judged.returns, strict=True)
-        for rows in cut(list(learned), settings.micro_batch):
-            values = critic.values(judged.group.prompt, [row.tokens for row, _, _ in rows])
-            losses = [
-                clipped_value_loss(new, old, wanted, settings.critic.value_clip).sum() / tokens
-                for new, (_, old, wanted) in zip(values, rows, strict=True)
-            ]
-            loss = sum(losses[1:], losses[0])
-            critic.backward(loss)
-            total += float(loss.detach())
+    return sum(critic.world.map(lambda judged: _learn_values(critic, judged, tokens, settings), part))
+
+
+def _learn_values(critic: Critic, judged: Judged, tokens: int, settings: PPOSettings) -> float:
+    """Forward and backward over the completions of a prompt; returns their sum of losses by so many tokens."""
+    total, learned = 0.0, zip(judged.group.rows, judged.values, judged.returns, strict=True)
+    for rows in cut(list(learned), settings.micro_batch):
+        values = critic.values(judged.group.prompt, [row.tokens for row, _, _ in rows])
+        losses = [
+            clipped_value_loss(new, old.to(new.device), wanted.to(new.device), settings.critic.value_clip).sum()
+            / tokens
+            for new, (_, old, wanted) in zip(values, rows, strict=True)
+        ]
+        loss = sum(losses[1:], losses[0])
+        critic.backward(loss)
+        total += float(loss.detach())
     return total
 
 

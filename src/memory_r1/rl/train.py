@@ -2,11 +2,13 @@
 
 The run folder holds config.json, a folder per algorithm (see loop.py), and adapter/: the PEFT adapter, with
 memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
-again on the same folder goes on from where it stopped. Left out: where episodes come from (tasks.py).
+again on the same folder goes on from where it stopped. Of several processes (parallel.py) all call these functions,
+and the main one writes the folder. Left out: where episodes come from (tasks.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
+from memory_r1.rl.parallel import join
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.rollout import Scorer
@@ -94,6 +97,7 @@ def train_answer_agent(
         ModelError: `start` is no adapter of this agent on this base.
         InputError: the data has no part of that name, or too few questions.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = answer_task(
         dataset,
         settings,
@@ -129,6 +133,7 @@ def train_memory_manager(
         InputError: the data has no part of that name, or too few questions with evidence.
         PolicyError: the answerer's model failed.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = manager_task(
         dataset,
         settings,
@@ -146,9 +151,10 @@ def train_memory_manager(
 
 def greedy_reward(learner: Learner, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
     """The mean reward of greedy completions, and the means of its parts, under val/ names."""
+    mine = learner.world.share(episodes)
     with learner.precision():  # not around the score, which may ask models of its own
-        completions = learner.policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
-    rewards = score(list(zip(episodes, completions, strict=True)))
+        completions = learner.policy.complete([episode.prompt for episode in mine], Sampling(max_tokens))
+    rewards = learner.world.gather(score(list(zip(mine, completions, strict=True))))
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
@@ -167,7 +173,10 @@ def _train(
     _check(task, settings)
     if start is not None:
         read_card(start, type(task.settings), policy.base_name)
-    _claim(out, config)
+    world = join()
+    world.agree("settings, models or data", lambda: _lessons(task, config))
+    if world.main:
+        _claim(out, config)
     learner = Learner(policy, settings.learner, start=start, seed=settings.seed)
     max_tokens = task.settings.max_tokens
 
@@ -178,7 +187,8 @@ def _train(
         check = evaluate if task.val else None
         folder = out / algorithm.name
         trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
-        write_card(trained, policy.base_name, task.settings)
+        if world.main:
+            write_card(trained, policy.base_name, task.settings)
         return trained
 
     if settings.warm_start.epochs > 0:
@@ -188,7 +198,10 @@ def _train(
         trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
     if settings.algo == "ppo":
         trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
-    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+    if world.main:
+        shutil.copytree(trained, out / "adapter", dirs_exist_ok=True)
+    world.wait()
+    return out / "adapter"
 
 
 def _check(task: Task, settings: TrainSettings) -> None:
@@ -212,6 +225,12 @@ def _config(
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
     begun = {} if start is None else {"start": adapter_name(start)}
     return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data, **begun}
+
+
+def _lessons(task: Task, config: Mapping[str, object]) -> str:
+    """A hash of what is trained on and how: the same in all processes, or their shares would not fit together."""
+    asked = [(one.id, one.prompt) for one in (*task.episodes, *task.val)]
+    return hashlib.sha256(repr((_identity(config), asked, task.demonstrations)).encode()).hexdigest()
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 Item = TypeVar("Item")
+Score = Callable[[Sequence[int], Sequence[Sequence[int]], float], "list[Tensor]"]  # prompt, completions, temperature
 Settings = TypeVar("Settings", bound="UpdateSettings")
 
 
@@ -131,18 +132,19 @@ class OnEpisodes(Generic[Settings]):
 
 
 def sample_iteration(learner: Learner, algorithm: OnEpisodes[Any], iteration: int) -> list[Group]:
-    """The rollouts of an iteration; which and how they are drawn depends on seed and iteration alone."""
-    settings, seed = algorithm.settings, algorithm.seed
+    """The rollouts of an iteration; they depend on seed, iteration and the number of processes alone."""
+    settings, seed, world = algorithm.settings, algorithm.seed, learner.world
     chosen = iteration_batch(algorithm.episodes, settings.prompts, iteration, seed)
-    sampling = Sampling(algorithm.max_tokens, settings.temperature, seed=sampling_seed(seed, iteration))
-    return sample_rollouts(
+    sampled = sample_rollouts(
         learner.policy,
-        chosen,
+        world.share(chosen),
         n=settings.group,
-        sampling=sampling,
+        sampling=Sampling(algorithm.max_tokens, settings.temperature, seed=sampling_seed(seed, iteration, world.rank)),
         score=algorithm.score,
         precision=learner.precision,
     )
+    drawn = world.gather([(group.prompt_tokens, group.rollouts) for group in sampled])  # episodes may hold banks
+    return [Group(episode, *told) for episode, told in zip(chosen, drawn, strict=True)]
 
 
 @dataclass
@@ -153,6 +155,8 @@ class Credited:
     sampled     (T,) log-probabilities as the sampler had them
     advantages  (T,) float32
     old, ref    (T,) under the policy before the iteration's first step, and under the reference; taken when needed
+
+    All of it lies on the CPU, and is the same in all processes.
     """
 
     tokens: Sequence[int]
@@ -189,8 +193,7 @@ def update_policy(
 ) -> Metrics:
     """`update_epochs` passes of `minibatches` optimizer steps over these groups; returns the update's metrics."""
     if settings.minibatches > 1:  # later steps of the first pass no longer have the policy that sampled
-        for group in filter(settings.teaches, batch):
-            remember_old(learner, group, settings)
+        remember_old(learner, list(filter(settings.teaches, batch)), settings)
     for epoch in range(settings.update_epochs):
         parts = deal(batch, settings.minibatches, f"{seed}/{epoch}")
         steps = [_step(learner, part, settings, max_tokens, lr) for part in parts]
@@ -204,23 +207,22 @@ def update_policy(
     }
 
 
-def remember_old(learner: Learner, group: CreditedGroup, settings: UpdateSettings) -> None:
-    """Take the old log-probabilities now, without gradient."""
+def remember_old(learner: Learner, groups: Sequence[CreditedGroup], settings: UpdateSettings) -> None:
+    """Take the old log-probabilities of these groups now, without gradient."""
     import torch
 
     with torch.no_grad():
-        for rows in cut(group.rows, settings.micro_batch):
-            scored = learner.logprobs(group.prompt, [row.tokens for row in rows], settings.temperature)
-            for row, logprobs in zip(rows, scored, strict=True):
-                row.old = logprobs
+        scored = learner.world.map(lambda group: _scored(learner.logprobs, group, settings), groups)
+    for row, logprobs in _by_row(groups, scored):
+        row.old = logprobs
 
 
-def remember_ref(learner: Learner, group: CreditedGroup, settings: UpdateSettings) -> None:
+def remember_ref(learner: Learner, groups: Sequence[CreditedGroup], settings: UpdateSettings) -> None:
     """Take the reference's log-probabilities, unless they are known: the reference does not move."""
-    for rows in cut([row for row in group.rows if row.ref is None], settings.micro_batch):
-        scored = learner.ref_logprobs(group.prompt, [row.tokens for row in rows], settings.temperature)
-        for row, logprobs in zip(rows, scored, strict=True):
-            row.ref = logprobs
+    unknown = [group for group in groups if any(row.ref is None for row in group.rows)]
+    scored = learner.world.map(lambda group: _scored(learner.ref_logprobs, group, settings), unknown)
+    for row, logprobs in _by_row(unknown, scored):
+        row.ref = logprobs
 
 
 def deal(items: Sequence[Item], parts: int, seed: str) -> list[list[Item]]:
@@ -256,16 +258,36 @@ def _step(
     """One optimizer step; returns its loss, gradient norm, and sums over the tokens that were scored."""
     lengths = [len(row.tokens) for group in part for row in group.rows]
     weights = iter(token_weights(lengths, settings.aggregation, max_tokens))
-    passes = []
-    for group in part:
-        weighted = [(row, next(weights)) for row in group.rows]
-        if not settings.teaches(group):
-            continue
-        if settings.kl_coef:
-            remember_ref(learner, group, settings)
-        passes += [_backward(learner, group.prompt, rows, settings) for rows in cut(weighted, settings.micro_batch)]
-    names = {name for sums in passes for name in sums}
-    return {name: _sum(passes, name) for name in names} | {"grad_norm": learner.step(lr)}
+    weighted = [(group, [next(weights) for _ in group.rows]) for group in part]
+    taught = [pair for pair in weighted if settings.teaches(pair[0])]
+    groups = [group for group, _ in taught]
+    if settings.kl_coef:
+        remember_ref(learner, groups, settings)
+    learned = learner.world.map(lambda pair: _learn(learner, *pair, settings), taught)
+    for row, old in _by_row(groups, [olds for _, olds in learned]):
+        row.old = old
+    return _sums([sums for sums, _ in learned]) | {"grad_norm": learner.step(lr)}
+
+
+def _learn(
+    learner: Learner, group: CreditedGroup, weights: Sequence[float], settings: UpdateSettings
+) -> tuple[Metrics, list[Tensor]]:
+    """Forward and backward over the completions of a prompt; returns sums, and the old log-probabilities."""
+    weighted = list(zip(group.rows, weights, strict=True))
+    passes = [_backward(learner, group.prompt, rows, settings) for rows in cut(weighted, settings.micro_batch)]
+    return _sums(passes), [row.old for row in group.rows if row.old is not None]
+
+
+def _scored(score: Score, group: CreditedGroup, settings: UpdateSettings) -> list[Tensor]:
+    """The log-probabilities of a group's completions, on the CPU."""
+    passes = cut([row.tokens for row in group.rows], settings.micro_batch)
+    return [one.cpu() for tokens in passes for one in score(group.prompt, tokens, settings.temperature)]
+
+
+def _by_row(groups: Sequence[CreditedGroup], found: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Credited, Tensor]]:
+    """Every completion with what was found of it."""
+    for group, tensors in zip(groups, found, strict=True):
+        yield from zip(group.rows, tensors, strict=True)
 
 
 def _backward(
@@ -278,14 +300,15 @@ def _backward(
     total, sums = torch.zeros((), device=scored[0].device), []
     for (row, weight), logprobs in zip(rows, scored, strict=True):
         if row.old is None:
-            row.old = logprobs.detach()
-        total = total + weight * _token_losses(row, logprobs, row.old, settings).sum()
-        sums.append(_token_sums(row, logprobs.detach(), row.old, settings))
+            row.old = logprobs.detach().cpu()
+        old, ref = row.old.to(logprobs.device), None if row.ref is None else row.ref.to(logprobs.device)
+        total = total + weight * _token_losses(row, logprobs, old, ref, settings).sum()
+        sums.append(_token_sums(logprobs.detach(), old, ref, settings))
     total.backward()  # type: ignore[no-untyped-call]
-    return {"loss": float(total.detach()), **{name: _sum(sums, name) for name in sums[0]}}
+    return {"loss": float(total.detach()), **_sums(sums)}
 
 
-def _token_losses(row: Credited, logprobs: Tensor, old: Tensor, settings: UpdateSettings) -> Tensor:
+def _token_losses(row: Credited, logprobs: Tensor, old: Tensor, ref: Tensor | None, settings: UpdateSettings) -> Tensor:
     """(T,) the loss of each token of a completion, unweighted."""
     losses = clipped_policy_loss(
         policy_ratio(logprobs, old, settings.ratio),
@@ -294,17 +317,17 @@ def _token_losses(row: Credited, logprobs: Tensor, old: Tensor, settings: Update
         clip_range_high=settings.clip_range_high,
         dual_clip=settings.dual_clip,
     )
-    if settings.kl_coef and row.ref is not None:
-        losses = losses + settings.kl_coef * kl_term(settings.kl, logprobs, row.ref, old)
+    if settings.kl_coef and ref is not None:
+        losses = losses + settings.kl_coef * kl_term(settings.kl, logprobs, ref, old)
     return losses
 
 
-def _token_sums(row: Credited, logprobs: Tensor, old: Tensor, settings: UpdateSettings) -> Metrics:
+def _token_sums(logprobs: Tensor, old: Tensor, ref: Tensor | None, settings: UpdateSettings) -> Metrics:
     """Sums over the tokens of a completion, for the metrics."""
     ratio = policy_ratio(logprobs, old, settings.ratio)
     left = (ratio < 1 - settings.clip_range_low) | (ratio > 1 + settings.clip_range_high)
-    sums = {"tokens": float(len(row.tokens)), "clipped": float(left.sum())}
-    return sums if row.ref is None else sums | {"kl": float(kl_k3(logprobs, row.ref).sum())}
+    sums = {"tokens": float(len(logprobs)), "clipped": float(left.sum())}
+    return sums if ref is None else sums | {"kl": float(kl_k3(logprobs, ref).sum())}
 
 
 def _before(rows: Sequence[Credited]) -> Metrics:
@@ -313,7 +336,7 @@ def _before(rows: Sequence[Credited]) -> Metrics:
 
     if not rows:
         return {"sampler_gap": 0.0, "sampler_gap_max": 0.0, "entropy_estimate": 0.0}
-    old = torch.cat([row.old for row in rows if row.old is not None]).cpu()
+    old = torch.cat([row.old for row in rows if row.old is not None])
     gaps = (old - torch.cat([row.sampled for row in rows])).abs()
     return {
         "sampler_gap": float(gaps.mean()),
@@ -324,3 +347,7 @@ def _before(rows: Sequence[Credited]) -> Metrics:
 
 def _sum(parts: Sequence[Metrics], name: str) -> float:
     return sum(part.get(name, 0.0) for part in parts)
+
+
+def _sums(parts: Sequence[Metrics]) -> Metrics:
+    return {name: _sum(parts, name) for name in dict.fromkeys(name for part in parts for name in part)}
