@@ -30,7 +30,7 @@ from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
-from memory_r1.rl.rollout import Scorer
+from memory_r1.rl.rollout import Scorer, sample_rollouts
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.tasks import Task, answer_task, manager_task
 from memory_r1.rl.types import Episode
@@ -56,6 +56,10 @@ class TrainSettings:
     """answer agent: taken off the reward of a reply that left the format"""
     window: int = 50
     """memory manager: turns that the temporal bank before a turn is made of"""
+    episode: Literal["single-step", "replay"] = "single-step"
+    """memory manager: decide about one turn, or about several in a row, on what the decisions before left"""
+    replay_turns: int = 8
+    """memory manager: consecutive turns of a replay episode"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
@@ -70,6 +74,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
+        if self.replay_turns < 1:
+            raise InputError(f"replay_turns is {self.replay_turns}, expected at least 1")
 
 
 def train_answer_agent(
@@ -133,6 +139,7 @@ def train_memory_manager(
         answer_reward(settings.reward),
         answerer,
         window=settings.window,
+        replay_turns=settings.replay_turns if settings.episode == "replay" else 0,
         outcome=settings.outcome,
         embedder=embedder,
     )
@@ -141,9 +148,9 @@ def train_memory_manager(
 
 
 def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
-    """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
-    rewards = score(list(zip(episodes, completions, strict=True)))
+    """The mean reward of greedy rollouts, and the means of its parts, under val/ names."""
+    groups = sample_rollouts(policy, episodes, n=1, sampling=Sampling(max_tokens), score=score)
+    rewards = [rollout.reward for group in groups for rollout in group.rollouts]
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
@@ -187,7 +194,7 @@ def _check(task: Task, settings: TrainSettings) -> None:
     """Refuse what could only fail later."""
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
-        raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
+        raise InputError(f"{len(task.episodes)} questions, turns or stretches to train on, expected at least {least}")
     if settings.warm_start.epochs > 0 and not task.demonstrations:
         raise InputError(
             f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
