@@ -29,7 +29,7 @@ from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettin
 from memory_r1.rl.order import sampling_seed
 from memory_r1.rl.ppo import PPOSettings
 from memory_r1.rl.ppo import judge as judged_by_critic
-from memory_r1.rl.reward import em
+from memory_r1.rl.reward import each, em
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout, Step
 from memory_r1.rl.update import rollout_metrics
@@ -67,7 +67,7 @@ def answerer() -> Answerer:
 def stretches(
     answerer: Answerer, questions: Sequence[Question] = (DOGS, CAT), turns: int = 3, **terms: float
 ) -> list[ManagerEpisode]:
-    outcome = Outcome(AnswerAgent(answerer, AnswerSettings(k=5, per_speaker=False)), em, OutcomeSettings(**terms))
+    outcome = Outcome(AnswerAgent(answerer, AnswerSettings(k=5, per_speaker=False)), each(em), OutcomeSettings(**terms))
     extractor, embedder = TurnExtractor(), HashingEmbedder(64)
     return replay_episodes(DIALOGUE, questions, extractor, outcome, turns=turns, embedder=embedder)
 

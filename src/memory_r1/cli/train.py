@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from memory_r1.cli.flags import ModelFlags
 from memory_r1.cli.show import Step, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
@@ -16,6 +17,7 @@ from memory_r1.rl.train import TrainSettings
 
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
+    from memory_r1.bench.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Train:
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
+    judge_model: str | None = None
+    """--reward judge: the model that judges answers, named as for --model, or by its endpoint's name"""
+    judge_base_url: str | None = None
+    """--reward judge: its OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
     json: bool = False
     """print the result as JSON"""
 
@@ -50,9 +56,9 @@ class Train:
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
-        dataset = load_dataset(self.data)
+        dataset, judge = load_dataset(self.data), self._judge()
         with progress("training") as step:
-            adapter = self._trained(dataset, reporter(step))
+            adapter = self._trained(dataset, judge, reporter(step))
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
@@ -63,15 +69,26 @@ class Train:
         print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
         return 0
 
-    def _trained(self, dataset: Dataset, report: Report) -> Path:
+    def _judge(self) -> Judge | None:
+        from memory_r1.bench.judge import Judge
+
+        wanted = self.settings.reward == "judge"
+        if wanted != (self.judge_model is not None) or (self.judge_base_url is not None and not wanted):
+            raise InputError("--reward judge and --judge-model NAME need each other: give both, or neither")
+        named = ModelFlags(self.judge_model, self.judge_base_url)
+        return Judge(named.policy()) if wanted else None
+
+    def _trained(self, dataset: Dataset, judge: Judge | None, report: Report) -> Path:
         from memory_r1.policy import LocalPolicy
         from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
         policy = LocalPolicy(self.model)
         if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
+            return train_answer_agent(policy, dataset, self.settings, self.out, judge=judge, report=report)
         answerer = LocalPolicy(self.model, adapter=self.answerer)
-        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
+        return train_memory_manager(
+            policy, dataset, self.settings, self.out, answerer=answerer, judge=judge, report=report
+        )
 
 
 def reporter(step: Step) -> Report:

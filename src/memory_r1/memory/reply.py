@@ -52,9 +52,13 @@ def ask_for_json(policy: Policy, prompt: Prompt, sampling: Sampling, parse: Call
     try:
         return parse(find_json(reply))
     except ReplyError as error:
-        again: list[Message] = [
-            *prompt,
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": f"That does not parse: {error}. Reply with the JSON object alone."},
-        ]
-        return parse(find_json(policy.complete([again], sampling)[0].text))
+        return parse(find_json(policy.complete([once_more(prompt, reply, error)], sampling)[0].text))
+
+
+def once_more(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
+    """The messages that send a reply which does not parse back, with the reason."""
+    return [
+        *prompt,
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": f"That does not parse: {error}. Reply with the JSON object alone."},
+    ]

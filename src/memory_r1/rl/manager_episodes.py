@@ -12,12 +12,14 @@ of them started from. Left out: training ("grpo.py", "ppo.py").
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from statistics import fmean
 
 from memory_r1.bank import Bank, Embedder, Entry, Operation, OperationKind
 from memory_r1.bench import metrics
+from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Dialogue, Question, Turn
 from memory_r1.errors import BankError, InputError, ReplyError
 from memory_r1.memory.answer import AnswerAgent
@@ -32,7 +34,7 @@ from memory_r1.memory.manage import (
 )
 from memory_r1.memory.reply import find_json
 from memory_r1.policy.base import Completion, Prompt
-from memory_r1.rl.reward import retention, surplus
+from memory_r1.rl.reward import Earn, earned, retention, surplus
 from memory_r1.rl.types import Demonstration, Reward
 
 
@@ -52,10 +54,10 @@ class OutcomeSettings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a bank is worth: the frozen answer agent's answers to questions, by `earn` (answer, gold) -> [0, 1]."""
+    """What a bank is worth: what the frozen answer agent's answers to questions earn."""
 
     answerer: AnswerAgent
-    earn: Callable[[str, str], float]
+    earn: Earn
     settings: OutcomeSettings = OutcomeSettings()
 
 
@@ -133,43 +135,50 @@ class ManagerEpisode:
             return (), self.bank
         return operations, fork
 
-    def _worth(self, course: Sequence[Decided], bank: Bank, answers: Sequence[str]) -> Reward:
-        settings, golds = self.outcome.settings, [question.answer for question in self.questions]
-        pairs = [(answer, gold) for answer, gold in zip(answers, golds, strict=True) if answer]
+    def _worth(
+        self, course: Sequence[Decided], bank: Bank, answered: Sequence[Answered], values: Sequence[float]
+    ) -> Reward:
+        """What a course earned: `values` are those of its questions' answers."""
+        settings = self.outcome.settings
         entries = bank.entries()
         kept = retention(self.evidence, [entry.turn_ids for entry in entries])
         excess = surplus(sum(len(entry.text.split()) for entry in entries), self.heard)
-        value = sum(self.outcome.earn(answer, gold) for answer, gold in pairs) / len(golds)
         kinds = [operation.kind for decided in course for operation in decided]
         well_formed = sum(decided != () for decided in course) / len(course)
         parts = {
-            "exact_match": sum(metrics.exact_match(answer, gold) for answer, gold in pairs) / len(golds),
+            "exact_match": fmean(metrics.exact_match(one.answer, one.gold) for one in answered),
             "retention": kept,
             "entries": float(len(entries)),
             **{kind.value.lower(): kinds.count(kind) / len(course) for kind in OperationKind},
             "well_formed": well_formed,
         }
         terms = settings.retention_coef * kept - settings.size_coef * excess - settings.format_coef * (1 - well_formed)
-        return Reward(value + terms, parts)
+        return Reward(fmean(values) + terms, parts)
 
 
 def judge(pairs: Sequence[tuple[ManagerEpisode, Completion]]) -> list[Reward]:
-    """What completions, each the last of its episode, earn; their answer agent, one for all, is asked in one batch.
+    """What completions, each the last of its episode, earn; their outcome, one for all, is asked for in one batch.
 
     Equal courses of decisions on an episode earn the same, and are judged once.
 
     Raises:
-        PolicyError: the answer agent's model failed, so nothing is known about any of them.
+        PolicyError: the answer agent's model failed, or the judge's, so nothing is known about any of them.
     """
     left = [(episode, *episode._left(completion)) for episode, completion in pairs]
     courses = [(episode, (*episode.decided, operations), bank) for episode, operations, bank in left]
     asked = {(episode.id, key): (episode, key, bank) for episode, key, bank in courses if key not in episode._known}
     if asked:
-        agent = next(iter(asked.values()))[0].outcome.answerer
-        questions = [(bank, question.text) for one, _, bank in asked.values() for question in one.questions]
-        answers = iter(agent.answer_from(questions))
+        outcome = next(iter(asked.values()))[0].outcome
+        questions = [(bank, question) for one, _, bank in asked.values() for question in one.questions]
+        answers = outcome.answerer.answer_from([(bank, question.text) for bank, question in questions])
+        answered = [
+            Answered(question.text, answer.text, question.answer)
+            for (_, question), answer in zip(questions, answers, strict=True)
+        ]
+        known = iter(zip(answered, earned(outcome.earn, answered), strict=True))
         for episode, key, bank in asked.values():
-            episode._known[key] = episode._worth(key, bank, [next(answers).text for _ in episode.questions])
+            own, values = zip(*(next(known) for _ in episode.questions), strict=True)
+            episode._known[key] = episode._worth(key, bank, own, values)
     return [episode._known[key] for episode, key, _ in courses]
 
 

@@ -22,7 +22,7 @@ from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
+from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
 from memory_r1.rl.manager_episodes import (
     ManagerEpisode,
     Outcome,
@@ -31,10 +31,9 @@ from memory_r1.rl.manager_episodes import (
     manager_episodes,
     replay_episodes,
 )
-from memory_r1.rl.rollout import Scorer, one_by_one
+from memory_r1.rl.reward import Earn
+from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.types import Demonstration, Episode
-
-Earn = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def answer_task(
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    return Task(episodes, val, shown, one_by_one, settings)
+    return Task(episodes, val, shown, score_answers, settings)
 
 
 def manager_task(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
+from memory_r1.bench.judge import Judge
 from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
@@ -84,6 +85,7 @@ def train_answer_agent(
     settings: TrainSettings,
     out: Path,
     *,
+    judge: Judge | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
@@ -92,22 +94,24 @@ def train_answer_agent(
     Args:
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
+        judge: for the reward of that name.
 
     Raises:
         TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions.
+        InputError: the data has no part of that name, or too few questions; the reward is judge, and there is none.
+        PolicyError: the judge's model failed.
     """
     task = answer_task(
         dataset,
         settings,
         dataset.extractor(settings.extract, policy),
         settings.answer,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         format_coef=settings.format_coef,
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report)
+    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings, judge), report)
 
 
 def train_memory_manager(
@@ -117,33 +121,34 @@ def train_memory_manager(
     out: Path,
     *,
     answerer: Policy,
+    judge: Judge | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out: as for `train_answer_agent`.
+        policy, out, judge: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
         TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions with evidence.
-        PolicyError: the answerer's model failed.
+        InputError: as from `train_answer_agent`, or too few questions have evidence.
+        PolicyError: the answerer's model failed, or the judge's.
     """
     task = manager_task(
         dataset,
         settings,
         dataset.extractor(settings.extract, policy),
         settings.manager,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         answerer,
         window=settings.window,
         replay_turns=settings.replay_turns if settings.episode == "replay" else 0,
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
+    config = _config("manager", policy, dataset, settings, judge) | {"answerer": answerer.name}
     return _train(policy, task, settings, out, config, report)
 
 
@@ -204,10 +209,13 @@ def _check(task: Task, settings: TrainSettings) -> None:
         raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
 
 
-def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> dict[str, object]:
+def _config(
+    agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, judge: Judge | None
+) -> dict[str, object]:
     """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
-    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+    asked = {"judge": judge.name} if judge else {}
+    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data, **asked}
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
@@ -232,4 +240,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], config.get("answerer")
+    others = [config.get(name) for name in ("answerer", "judge")]
+    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others
