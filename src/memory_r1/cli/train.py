@@ -18,6 +18,7 @@ from memory_r1.rl.train import TrainSettings
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.judge import Judge
+    from memory_r1.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Train:
     """--reward judge: the model that judges answers, named as for --model, or by its endpoint's name"""
     judge_base_url: str | None = None
     """--reward judge: its OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
+    teacher_adapter: Path | None = None
+    """--from-rollouts: the adapter of the policy that is imitated, on the same base; default: the base model alone"""
+    teacher_model: str | None = None
+    """--from-rollouts: another model to imitate, named as for --model, or by its endpoint's name"""
+    teacher_base_url: str | None = None
+    """--from-rollouts: that model's OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
     json: bool = False
     """print the result as JSON"""
 
@@ -56,9 +63,9 @@ class Train:
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
-        dataset, judge = load_dataset(self.data), self._judge()
+        dataset, judge, teacher = load_dataset(self.data), self._judge(), self._teacher()
         with progress("training") as step:
-            adapter = self._trained(dataset, judge, reporter(step))
+            adapter = self._trained(dataset, judge, teacher, reporter(step))
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
@@ -78,16 +85,30 @@ class Train:
         named = ModelFlags(self.judge_model, self.judge_base_url)
         return Judge(named.policy()) if wanted else None
 
-    def _trained(self, dataset: Dataset, judge: Judge | None, report: Report) -> Path:
+    def _teacher(self) -> Policy | None:
+        from memory_r1.policy import LocalPolicy
+
+        named = ModelFlags(self.teacher_model, self.teacher_base_url, self.teacher_adapter)
+        if named == ModelFlags():
+            return None
+        if self.teacher_base_url and not self.teacher_model:
+            raise InputError(f"the teacher's endpoint {self.teacher_base_url} needs --teacher-model NAME")
+        if not self.settings.from_rollouts:
+            raise InputError("--teacher-adapter, --teacher-model and --teacher-base-url need --from-rollouts")
+        return named.policy() if self.teacher_model else LocalPolicy(self.model, adapter=self.teacher_adapter)
+
+    def _trained(self, dataset: Dataset, judge: Judge | None, teacher: Policy | None, report: Report) -> Path:
         from memory_r1.policy import LocalPolicy
         from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
         policy = LocalPolicy(self.model)
         if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, judge=judge, report=report)
+            return train_answer_agent(
+                policy, dataset, self.settings, self.out, judge=judge, teacher=teacher, report=report
+            )
         answerer = LocalPolicy(self.model, adapter=self.answerer)
         return train_memory_manager(
-            policy, dataset, self.settings, self.out, answerer=answerer, judge=judge, report=report
+            policy, dataset, self.settings, self.out, answerer=answerer, judge=judge, teacher=teacher, report=report
         )
 
 

@@ -7,11 +7,12 @@ again on the same folder goes on from where it stopped. Left out: where episodes
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,13 @@ from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.rollout import Scorer, sample_rollouts
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.tasks import Task, answer_task, manager_task
-from memory_r1.rl.types import Episode
+from memory_r1.rl.trajectories import (
+    RejectionSettings,
+    load_trajectories,
+    sample_trajectories,
+    save_trajectories,
+)
+from memory_r1.rl.types import Demonstration, Episode
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class TrainSettings:
     """memory manager: decide about one turn, or about several in a row, on what the decisions before left"""
     replay_turns: int = 8
     """memory manager: consecutive turns of a replay episode"""
+    from_rollouts: bool = False
+    """the warm start imitates sampled replies that earned well (rejection sampling), not ones made from the data"""
+    trajectories: Path | None = None
+    """the warm start imitates this file, the trajectories.jsonl of a run or of another policy"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
@@ -68,6 +79,7 @@ class TrainSettings:
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
+    rejection: RejectionSettings = field(default_factory=RejectionSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
@@ -77,6 +89,8 @@ class TrainSettings:
             raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
         if self.replay_turns < 1:
             raise InputError(f"replay_turns is {self.replay_turns}, expected at least 1")
+        if self.from_rollouts and self.trajectories:
+            raise InputError("got from_rollouts and trajectories, expected one source of replies to imitate")
 
 
 def train_answer_agent(
@@ -86,6 +100,7 @@ def train_answer_agent(
     out: Path,
     *,
     judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
@@ -95,11 +110,13 @@ def train_answer_agent(
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
         judge: for the reward of that name.
+        teacher: writes the rollouts that `from_rollouts` imitates; the base model itself by default.
 
     Raises:
-        TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions; the reward is judge, and there is none.
-        PolicyError: the judge's model failed.
+        TrainingError: the folder holds another run, or no rollout may be imitated.
+        InputError: the data has no part of that name, or too few questions; the reward is judge, and there is none; a
+            file of trajectories cannot be read.
+        PolicyError: the judge's model failed, or the teacher's.
     """
     task = answer_task(
         dataset,
@@ -111,7 +128,8 @@ def train_answer_agent(
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings, judge), report)
+    config = _config("answer", policy, dataset, settings) | _named(judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, teacher, report)
 
 
 def train_memory_manager(
@@ -122,19 +140,19 @@ def train_memory_manager(
     *,
     answerer: Policy,
     judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out, judge: as for `train_answer_agent`.
+        policy, out, judge, teacher: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
-        TrainingError: the folder holds another run.
-        InputError: as from `train_answer_agent`, or too few questions have evidence.
-        PolicyError: the answerer's model failed, or the judge's.
+        TrainingError, InputError: as from `train_answer_agent`, or too few questions have evidence.
+        PolicyError: the answerer's model failed, the judge's or the teacher's.
     """
     task = manager_task(
         dataset,
@@ -148,8 +166,9 @@ def train_memory_manager(
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings, judge) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, report)
+    config = _config("manager", policy, dataset, settings)
+    config |= _named(answerer=answerer, judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, teacher, report)
 
 
 def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
@@ -167,9 +186,14 @@ def _train(
     settings: TrainSettings,
     out: Path,
     config: dict[str, object],
+    teacher: Policy | None,
     report: Report | None,
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
+    if settings.trajectories:
+        given = [one.demonstration() for one in load_trajectories(settings.trajectories)]
+        task = replace(task, demonstrations=given)
+        config = config | {"trajectories": hashlib.sha256(settings.trajectories.read_bytes()).hexdigest()}
     _check(task, settings)
     _claim(out, config)
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
@@ -186,7 +210,11 @@ def _train(
         return trained
 
     if settings.warm_start.epochs > 0:
-        trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
+        shown = task.demonstrations
+        if settings.from_rollouts:
+            with learner.precision():
+                shown = _from_rollouts(teacher or policy, task, settings, out / "trajectories.jsonl", report)
+        trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
         trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
@@ -195,12 +223,30 @@ def _train(
     return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
 
 
+def _from_rollouts(
+    teacher: Policy, task: Task, settings: TrainSettings, kept: Path, report: Report | None
+) -> list[Demonstration]:
+    """What a warm start imitates of the teacher's rollouts; sampled once, and read from the file from then on."""
+
+    def tell(done: int, of: int, metrics: Mapping[str, float]) -> None:
+        if report:
+            report("rollouts", done, of, metrics)
+
+    if not kept.is_file():
+        max_tokens, seed = task.settings.max_tokens, settings.seed
+        sampled = sample_trajectories(
+            teacher, task.episodes, settings.rejection, max_tokens=max_tokens, seed=seed, score=task.score, report=tell
+        )
+        save_trajectories(kept, sampled)
+    return [one.demonstration() for one in load_trajectories(kept)]
+
+
 def _check(task: Task, settings: TrainSettings) -> None:
     """Refuse what could only fail later."""
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
         raise InputError(f"{len(task.episodes)} questions, turns or stretches to train on, expected at least {least}")
-    if settings.warm_start.epochs > 0 and not task.demonstrations:
+    if settings.warm_start.epochs > 0 and not task.demonstrations and not settings.from_rollouts:
         raise InputError(
             f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
             "expected some to imitate: retrieve more (answer.k), or leave the warm start out (warm_start.epochs 0)"
@@ -209,13 +255,15 @@ def _check(task: Task, settings: TrainSettings) -> None:
         raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
 
 
-def _config(
-    agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, judge: Judge | None
-) -> dict[str, object]:
+def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> dict[str, object]:
     """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
-    asked = {"judge": judge.name} if judge else {}
-    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data, **asked}
+    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+
+
+def _named(**others: Policy | Judge | None) -> dict[str, object]:
+    """The models beside the one that is trained, as far as there are any, by what they do."""
+    return {role: one.name for role, one in others.items() if one}
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
@@ -240,5 +288,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    others = [config.get(name) for name in ("answerer", "judge")]
+    others = [config.get(name) for name in ("answerer", "judge", "teacher", "trajectories")]
     return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others
