@@ -17,7 +17,7 @@ from memory_r1.memory.manage import manager_reply
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
-from memory_r1.rl.reward import em, retention, surplus
+from memory_r1.rl.reward import each, em, retention, surplus
 from memory_r1.rl.types import Reward
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
@@ -57,7 +57,7 @@ def episodes(
     answerer: Answerer, questions: Sequence[Question] = (DOGS, NAME), window: int = 50, **terms: float
 ) -> list[ManagerEpisode]:
     agent = AnswerAgent(answerer, AnswerSettings(k=5, per_speaker=False))
-    outcome = Outcome(agent, em, OutcomeSettings(**terms))
+    outcome = Outcome(agent, each(em), OutcomeSettings(**terms))
     return manager_episodes(DIALOGUE, questions, TurnExtractor(), outcome, window=window, embedder=HashingEmbedder(64))
 
 

@@ -66,7 +66,7 @@ def ask_each_for_json(
     outcomes = [_parsed(reply, parse) for reply, (_, parse) in zip(replies, asked, strict=True)]
     again = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ReplyError)}
     if again:
-        prompts = [_sent_back(asked[i][0], replies[i], error) for i, error in again.items()]
+        prompts = [once_more(asked[i][0], replies[i], error) for i, error in again.items()]
         for i, completion in zip(again, policy.complete(prompts, sampling), strict=True):
             outcomes[i] = _parsed(completion.text, asked[i][1])
     return outcomes
@@ -79,7 +79,8 @@ def _parsed(reply: str, parse: Callable[[object], Parsed]) -> Parsed | ReplyErro
         return error
 
 
-def _sent_back(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
+def once_more(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
+    """The messages that send a reply which does not parse back, with the reason."""
     return [
         *prompt,
         {"role": "assistant", "content": reply},

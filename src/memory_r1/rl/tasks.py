@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from memory_r1.bank import Bank, Embedder
@@ -21,12 +22,18 @@ from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
-from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
-from memory_r1.rl.rollout import Scorer, one_by_one
+from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
+from memory_r1.rl.manager_episodes import (
+    ManagerEpisode,
+    Outcome,
+    OutcomeSettings,
+    judge,
+    manager_episodes,
+    replay_episodes,
+)
+from memory_r1.rl.reward import Earn
+from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.types import Demonstration, Episode
-
-Earn = Callable[[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def answer_task(
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    return Task(episodes, val, shown, one_by_one, settings)
+    return Task(episodes, val, shown, score_answers, settings)
 
 
 def manager_task(
@@ -98,14 +105,16 @@ def manager_task(
     answerer: Policy,
     *,
     window: int = 50,
+    replay_turns: int = 0,
     outcome: OutcomeSettings | None = None,
     embedder: Embedder | None = None,
 ) -> Task:
-    """Turns that are evidence of a question, each over the bank of the turns before it.
+    """Turns that are evidence of a question, or stretches with such turns, each over the bank of the turns before it.
 
     Args:
         answerer: the frozen answer agent's model; its adapter's card says how it retrieves.
         window: turns that the temporal bank is made of.
+        replay_turns: turns of a stretch; 0 makes single turns the episodes.
 
     Raises:
         InputError: as `answer_task` does, or no question has evidence.
@@ -113,12 +122,13 @@ def manager_task(
     """
     dialogues, questions, held = divided(dataset, parts)
     judged = Outcome(AnswerAgent(answerer, default_settings(answerer)), earn, outcome or OutcomeSettings())
+    made = partial(replay_episodes, turns=replay_turns) if replay_turns else manager_episodes
 
     def of(part: Sequence[Question]) -> list[ManagerEpisode]:
         return [
             episode
             for dialogue in dialogues
-            for episode in manager_episodes(
+            for episode in made(
                 dialogue,
                 [question for question in part if question.dialogue_id == dialogue.id],
                 extractor(dialogue),
@@ -134,7 +144,8 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    return Task(episodes, of(held), [episode.demonstration() for episode in episodes], judge, settings)
+    shown = [demonstration for episode in episodes for demonstration in episode.demonstrations()]
+    return Task(episodes, of(held), shown, judge, settings)
 
 
 def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:

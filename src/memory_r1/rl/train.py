@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
+from memory_r1.bench.judge import Judge
 from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
@@ -33,9 +35,16 @@ from memory_r1.rl.manager_episodes import OutcomeSettings
 from memory_r1.rl.parallel import join
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
-from memory_r1.rl.rollout import Scorer
+from memory_r1.rl.rollout import Scorer, sample_rollouts
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.tasks import Task, answer_task, manager_task
+from memory_r1.rl.trajectories import (
+    RejectionSettings,
+    Trajectory,
+    load_trajectories,
+    sample_trajectories,
+    save_trajectories,
+)
 from memory_r1.rl.types import Episode
 
 
@@ -59,6 +68,14 @@ class TrainSettings:
     """answer agent: taken off the reward of a reply that left the format"""
     window: int = 50
     """memory manager: turns that the temporal bank before a turn is made of"""
+    episode: Literal["single-step", "replay"] = "single-step"
+    """memory manager: decide about one turn, or about several in a row, on what the decisions before left"""
+    replay_turns: int = 8
+    """memory manager: consecutive turns of a replay episode"""
+    from_rollouts: bool = False
+    """the warm start imitates sampled replies that earned well (rejection sampling), not ones made from the data"""
+    trajectories: Path | None = None
+    """the warm start imitates this file, the trajectories.jsonl of a run or of another policy"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     answer: AnswerSettings = SMALL
@@ -66,6 +83,7 @@ class TrainSettings:
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
+    rejection: RejectionSettings = field(default_factory=RejectionSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
@@ -73,6 +91,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
+        if self.replay_turns < 1:
+            raise InputError(f"replay_turns is {self.replay_turns}, expected at least 1")
+        if self.from_rollouts and self.trajectories:
+            raise InputError("got from_rollouts and trajectories, expected one source of replies to imitate")
 
 
 def train_answer_agent(
@@ -82,6 +104,8 @@ def train_answer_agent(
     out: Path,
     *,
     start: Path | None = None,
+    judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
@@ -91,11 +115,15 @@ def train_answer_agent(
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
         start: an adapter to go on from; by default a new one is made.
+        judge: for the reward of that name.
+        teacher: writes the rollouts that `from_rollouts` imitates; the base model itself by default.
 
     Raises:
-        TrainingError: the folder holds another run.
+        TrainingError: the folder holds another run, or no rollout may be imitated.
         ModelError: `start` is no adapter of this agent on this base.
-        InputError: the data has no part of that name, or too few questions.
+        InputError: the data has no part of that name, or too few questions; the reward is judge, and there is none; a
+            file of trajectories cannot be read.
+        PolicyError: the judge's model failed, or the teacher's.
     """
     join()  # before a model is loaded: it settles the process's GPU
     task = answer_task(
@@ -103,12 +131,13 @@ def train_answer_agent(
         settings,
         dataset.extractor(settings.extract, policy),
         settings.answer,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         format_coef=settings.format_coef,
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings, start), start, report)
+    config = _config("answer", policy, dataset, settings, start) | _named(judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, start, teacher, report)
 
 
 def train_memory_manager(
@@ -119,19 +148,20 @@ def train_memory_manager(
     *,
     answerer: Policy,
     start: Path | None = None,
+    judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out, start: as for `train_answer_agent`.
+        policy, out, start, judge, teacher: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
-        TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions with evidence.
-        PolicyError: the answerer's model failed.
+        TrainingError, InputError: as from `train_answer_agent`, or too few questions have evidence.
+        PolicyError: the answerer's model failed, the judge's or the teacher's.
     """
     join()  # before a model is loaded: it settles the process's GPU
     task = manager_task(
@@ -139,22 +169,29 @@ def train_memory_manager(
         settings,
         dataset.extractor(settings.extract, policy),
         settings.manager,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         answerer,
         window=settings.window,
+        replay_turns=settings.replay_turns if settings.episode == "replay" else 0,
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings, start) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, start, report)
+    config = _config("manager", policy, dataset, settings, start)
+    config |= _named(answerer=answerer, judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, start, teacher, report)
 
 
 def greedy_reward(learner: Learner, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
-    """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    mine = learner.world.share(episodes)
-    with learner.precision():  # not around the score, which may ask models of its own
-        completions = learner.policy.complete([episode.prompt for episode in mine], Sampling(max_tokens))
-    rewards = learner.world.gather(score(list(zip(mine, completions, strict=True))))
+    """The mean reward of greedy rollouts, and the means of its parts, under val/ names."""
+    groups = sample_rollouts(
+        learner.policy,
+        learner.world.share(episodes),
+        n=1,
+        sampling=Sampling(max_tokens),
+        score=score,
+        precision=learner.precision,
+    )
+    rewards = learner.world.gather([rollout.reward for group in groups for rollout in group.rollouts])
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
@@ -167,9 +204,14 @@ def _train(
     out: Path,
     config: dict[str, object],
     start: Path | None,
+    teacher: Policy | None,
     report: Report | None,
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
+    if settings.trajectories:
+        given = [one.demonstration() for one in load_trajectories(settings.trajectories)]
+        task = replace(task, demonstrations=given)
+        config = config | {"trajectories": hashlib.sha256(settings.trajectories.read_bytes()).hexdigest()}
     _check(task, settings)
     if start is not None:
         read_card(start, type(task.settings), policy.base_name)
@@ -192,7 +234,14 @@ def _train(
         return trained
 
     if settings.warm_start.epochs > 0:
-        trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
+        shown = task.demonstrations
+        if settings.from_rollouts:
+            file = out / "trajectories.jsonl"
+            if world.main and not file.is_file():
+                save_trajectories(file, _rollouts(learner, teacher, task, settings, report))
+            world.wait()
+            shown = [one.demonstration() for one in load_trajectories(file)]
+        trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
         trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
@@ -204,12 +253,33 @@ def _train(
     return out / "adapter"
 
 
+def _rollouts(
+    learner: Learner, teacher: Policy | None, task: Task, settings: TrainSettings, report: Report | None
+) -> list[Trajectory]:
+    """What a warm start is to imitate of the rollouts of the teacher, by default the policy as it is."""
+
+    def tell(done: int, of: int, metrics: Mapping[str, float]) -> None:
+        if report:
+            report("rollouts", done, of, metrics)
+
+    return sample_trajectories(
+        teacher or learner.policy,
+        task.episodes,
+        settings.rejection,
+        max_tokens=task.settings.max_tokens,
+        seed=settings.seed,
+        score=task.score,
+        precision=nullcontext if teacher else learner.precision,
+        report=tell,
+    )
+
+
 def _check(task: Task, settings: TrainSettings) -> None:
     """Refuse what could only fail later."""
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
-        raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
-    if settings.warm_start.epochs > 0 and not task.demonstrations:
+        raise InputError(f"{len(task.episodes)} questions, turns or stretches to train on, expected at least {least}")
+    if settings.warm_start.epochs > 0 and not task.demonstrations and not settings.from_rollouts:
         raise InputError(
             f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
             "expected some to imitate: retrieve more (answer.k), or leave the warm start out (warm_start.epochs 0)"
@@ -231,6 +301,11 @@ def _lessons(task: Task, config: Mapping[str, object]) -> str:
     """A hash of what is trained on and how: the same in all processes, or their shares would not fit together."""
     asked = [(one.id, one.prompt) for one in (*task.episodes, *task.val)]
     return hashlib.sha256(repr((_identity(config), asked, task.demonstrations)).encode()).hexdigest()
+
+
+def _named(**others: Policy | Judge | None) -> dict[str, object]:
+    """The models beside the one that is trained, as far as there are any, by what they do."""
+    return {role: one.name for role, one in others.items() if one}
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
@@ -255,5 +330,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    models = config["base"], config.get("start"), config.get("answerer")
-    return config["agent"], config["settings"], models, config["data"]["sha256"]
+    others = [config.get(name) for name in ("start", "answerer", "judge", "teacher", "trajectories")]
+    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from memory_r1.errors import InputError
-from memory_r1.policy.base import Sampling
+from memory_r1.policy.base import Completion, Sampling
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import (
     Aggregation,
@@ -31,7 +31,7 @@ from memory_r1.rl.loss import (
 )
 from memory_r1.rl.order import iteration_batch, sampling_seed
 from memory_r1.rl.rollout import Scorer, one_by_one, sample_rollouts
-from memory_r1.rl.types import Episode, Group, Rollout
+from memory_r1.rl.types import Episode, Group, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,9 +102,9 @@ class UpdateSettings:
         """Whether a group has something to learn from, or the reference to be held to."""
         return bool(group.rows) and (self.kl_coef > 0 or any(bool(row.advantages.any()) for row in group.rows))
 
-    def trains_on(self, rollout: Rollout) -> bool:
-        """Whether a rollout has a place in the loss."""
-        return self.truncated == "keep" or rollout.completion.finish != "length"
+    def trains_on(self, step: Step) -> bool:
+        """Whether a decision has a place in the loss."""
+        return self.truncated == "keep" or step.completion.finish != "length"
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,11 @@ def sample_iteration(learner: Learner, algorithm: OnEpisodes[Any], iteration: in
     return [Group(episode, *told) for episode, told in zip(chosen, drawn, strict=True)]
 
 
-@dataclass
+@dataclass(eq=False)
 class Credited:
     """One completion with the advantage of each of its tokens, and what is known of its log-probabilities.
+
+    Told apart by identity: two completions may be equal.
 
     tokens      T token ids
     sampled     (T,) log-probabilities as the sampler had them
@@ -174,13 +176,24 @@ class CreditedGroup:
     rows: Sequence[Credited]
 
 
-def credited(rollout: Rollout, advantages: Tensor | float) -> Credited:
-    """A rollout whose tokens are credited this: (T,), or the same for all of them."""
+def credited(completion: Completion, advantages: Tensor | float) -> Credited:
+    """A completion whose tokens are credited this: (T,), or the same for all of them."""
     import torch
 
-    tokens = rollout.completion.tokens
+    tokens = completion.tokens
     spread = torch.as_tensor(advantages).float().expand(len(tokens))
-    return Credited(tokens, torch.tensor(rollout.completion.logprobs), spread)
+    return Credited(tokens, torch.tensor(completion.logprobs), spread)
+
+
+def by_prompt(group: Group, rows: Iterable[tuple[Step, Credited]]) -> list[CreditedGroup]:
+    """The rows of a group, those with equal prompts together: they share the prompt's computation.
+
+    The first decisions of an episode always do; the group of its first prompt is there even without a row.
+    """
+    gathered: dict[tuple[int, ...], list[Credited]] = {group.prompt_tokens: []}
+    for step, row in rows:
+        gathered.setdefault(step.prompt_tokens, []).append(row)
+    return [CreditedGroup(prompt, together) for prompt, together in gathered.items()]
 
 
 def update_policy(
@@ -213,7 +226,7 @@ def remember_old(learner: Learner, groups: Sequence[CreditedGroup], settings: Up
 
     with torch.no_grad():
         scored = learner.world.map(lambda group: _scored(learner.logprobs, group, settings), groups)
-    for row, logprobs in _by_row(groups, scored):
+    for row, logprobs in by_row(groups, scored):
         row.old = logprobs
 
 
@@ -221,7 +234,7 @@ def remember_ref(learner: Learner, groups: Sequence[CreditedGroup], settings: Up
     """Take the reference's log-probabilities, unless they are known: the reference does not move."""
     unknown = [group for group in groups if any(row.ref is None for row in group.rows)]
     scored = learner.world.map(lambda group: _scored(learner.ref_logprobs, group, settings), unknown)
-    for row, logprobs in _by_row(unknown, scored):
+    for row, logprobs in by_row(unknown, scored):
         row.ref = logprobs
 
 
@@ -240,15 +253,16 @@ def cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means over all rollouts: reward, its parts, completion length, share cut at the token limit."""
+    """Means over all rollouts of the reward and its parts, over all completions of their length and what was cut."""
+    completions = [step.completion for group in groups for one in group.rollouts for step in group.steps(one)]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     parts = sorted({name for rollout in rollouts for name in rollout.reward.parts})
     means = {name: statistics.mean(rollout.reward.parts.get(name, 0.0) for rollout in rollouts) for name in parts}
     return {
         "reward": statistics.mean(rollout.reward.value for rollout in rollouts),
         **{f"reward/{name}": value for name, value in means.items()},
-        "completion_tokens": statistics.mean(len(rollout.completion.tokens) for rollout in rollouts),
-        "truncated": statistics.mean(rollout.completion.finish == "length" for rollout in rollouts),
+        "completion_tokens": statistics.mean(len(one.tokens) for one in completions),
+        "truncated": statistics.mean(one.finish == "length" for one in completions),
     }
 
 
@@ -264,7 +278,7 @@ def _step(
     if settings.kl_coef:
         remember_ref(learner, groups, settings)
     learned = learner.world.map(lambda pair: _learn(learner, *pair, settings), taught)
-    for row, old in _by_row(groups, [olds for _, olds in learned]):
+    for row, old in by_row(groups, [olds for _, olds in learned]):
         row.old = old
     return _sums([sums for sums, _ in learned]) | {"grad_norm": learner.step(lr)}
 
@@ -284,7 +298,7 @@ def _scored(score: Score, group: CreditedGroup, settings: UpdateSettings) -> lis
     return [one.cpu() for tokens in passes for one in score(group.prompt, tokens, settings.temperature)]
 
 
-def _by_row(groups: Sequence[CreditedGroup], found: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Credited, Tensor]]:
+def by_row(groups: Sequence[CreditedGroup], found: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Credited, Tensor]]:
     """Every completion with what was found of it."""
     for group, tensors in zip(groups, found, strict=True):
         yield from zip(group.rows, tensors, strict=True)
