@@ -23,6 +23,7 @@ from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
+from memory_r1.rl.lessons import GoldManager, lessons
 from memory_r1.rl.manager_episodes import (
     ManagerEpisode,
     Outcome,
@@ -111,6 +112,9 @@ def manager_task(
 ) -> Task:
     """Turns that are evidence of a question, or stretches with such turns, each over the bank of the turns before it.
 
+    The gold operations of a dialogue that has some decide what its turns make of the bank, and the warm start imitates
+    them over the whole dialogue; of other dialogues the bank adds every turn, and so does what is imitated.
+
     Args:
         answerer: the frozen answer agent's model; its adapter's card says how it retrieves.
         window: turns that the temporal bank is made of.
@@ -135,6 +139,7 @@ def manager_task(
                 judged,
                 k=settings.k,
                 window=window,
+                builder=GoldManager.of(dialogue),
                 embedder=embedder,
             )
         ]
@@ -144,7 +149,14 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    shown = [demonstration for episode in episodes for demonstration in episode.demonstrations()]
+    asked = {episode.questions[0].dialogue_id for episode in episodes}
+    taught = {
+        dialogue.id: lessons(dialogue, extractor(dialogue), k=settings.k, embedder=embedder).demonstrations
+        for dialogue in dialogues
+        if dialogue.id in asked
+    }
+    added = [one for each in episodes if not taught[each.questions[0].dialogue_id] for one in each.demonstrations()]
+    shown = [*(demonstration for each in taught.values() for demonstration in each), *added]
     return Task(episodes, of(held), shown, judge, settings)
 
 
