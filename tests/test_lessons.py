@@ -140,7 +140,7 @@ def test_the_warm_start_imitates_gold_operations_where_the_file_has_them(tmp_pat
 def test_without_gold_operations_it_imitates_adding_the_turns_asked_about(tmp_path: Path) -> None:
     made = task(tmp_path, [(text, None) for text, _ in TALK])
     replies = [lesson.reply for lesson in made.demonstrations]
-    assert replies == [manager_reply([(1, ADD, None, TALK[0][0])]), manager_reply([(1, ADD, None, TALK[2][0])])]
+    assert replies == [manager_reply([(1, ADD, None, None)])] * 2
 
 
 @pytest.mark.parametrize("part", ["train", "held-out"])

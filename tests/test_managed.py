@@ -48,7 +48,7 @@ def manager(name: str = "scripted") -> LLMManager:
 
 
 def made(*dialogues: Dialogue, file: Path | None = None) -> dict[str, list[str]]:
-    banks = manage_all(dialogues, lambda _: TurnExtractor(), manager(), HashingEmbedder(64), file=file)
+    banks = manage_all(dialogues, lambda _: TurnExtractor(), HashingEmbedder(64), manager=manager(), file=file)
     return {name: [entry.text for entry in bank.entries()] for name, bank in banks.items()}
 
 
@@ -60,14 +60,16 @@ def test_dialogues_of_different_lengths_get_the_banks_that_each_would_get_alone(
 
 def test_it_is_the_bank_that_remembering_makes() -> None:
     said = dialogue("long", *LONG)
-    banks = manage_all([said], lambda _: TurnExtractor(), manager(), HashingEmbedder(64))
+    banks = manage_all([said], lambda _: TurnExtractor(), HashingEmbedder(64), manager=manager())
     with Bank.open(":memory:", embedder=HashingEmbedder(64)) as bank:
         Memory(bank, manager=manager()).remember(said)
         assert [entry.text for entry in bank.entries()] == [entry.text for entry in banks["long"].entries()]
 
 
 def test_turns_that_the_manager_failed_at_are_counted_and_not_remembered() -> None:
-    banks = manage_all([dialogue("d", *LONG, "mutters")], lambda _: TurnExtractor(), manager(), HashingEmbedder(64))
+    banks = manage_all(
+        [dialogue("d", *LONG, "mutters")], lambda _: TurnExtractor(), HashingEmbedder(64), manager=manager()
+    )
     expected = {"ADD": 2, "UPDATE": 1, "DELETE": 0, "NOOP": 1, "entries": 2, "words": 6, "failed_turns": 1}
     assert dict(bank_counts(banks.values())) == expected
 
@@ -76,7 +78,7 @@ def test_a_file_of_banks_is_gone_on_with_and_not_made_again(tmp_path: Path) -> N
     file, said = tmp_path / "banks.db", dialogue("d", *LONG)
     first = made(said, file=file)
     silent = LLMManager(ScriptedPolicy([]), ONE_TURN)  # would fail if it were asked
-    banks = manage_all([said], lambda _: TurnExtractor(), silent, HashingEmbedder(64), file=file)
+    banks = manage_all([said], lambda _: TurnExtractor(), HashingEmbedder(64), manager=silent, file=file)
     assert [entry.text for entry in banks["d"].entries()] == first["d"]
 
 
@@ -91,7 +93,7 @@ def test_a_model_that_fails_midway_leaves_a_file_to_go_on_from(tmp_path: Path) -
 
     broken = LLMManager(ScriptedPolicy(failing), ONE_TURN)
     with pytest.raises(ModelError, match="down"):
-        manage_all([said], lambda _: TurnExtractor(), broken, HashingEmbedder(64), file=file)
+        manage_all([said], lambda _: TurnExtractor(), HashingEmbedder(64), manager=broken, file=file)
     assert made(said, file=file) == made(said)
 
 
@@ -99,4 +101,4 @@ def test_the_banks_of_another_manager_are_refused(tmp_path: Path) -> None:
     file, said = tmp_path / "banks.db", dialogue("d", *LONG)
     made(said, file=file)
     with pytest.raises(InputError, match=r"made by scripted/manager-2, got other/manager-2"):
-        manage_all([said], lambda _: TurnExtractor(), manager("other"), HashingEmbedder(64), file=file)
+        manage_all([said], lambda _: TurnExtractor(), HashingEmbedder(64), manager=manager("other"), file=file)

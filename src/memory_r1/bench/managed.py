@@ -23,9 +23,10 @@ from memory_r1.memory.manage import Decision, LLMManager
 def manage_all(
     dialogues: Sequence[Dialogue],
     extractor: Callable[[Dialogue], Extractor],
-    manager: LLMManager,
     embedder: Embedder | None = None,
     progress: Progress | None = None,
+    *,
+    manager: LLMManager,
     file: Path | None = None,
 ) -> dict[str, Bank]:
     """The bank of each dialogue as the manager makes it, by dialogue id. Progress in turns.

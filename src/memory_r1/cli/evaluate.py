@@ -89,7 +89,7 @@ class _Eval:
         if self.manager == "add-only":
             return remember_all(dialogues, extractor, progress=step)
         manager = manager_of(replace(self.model, adapter=self.manager_adapter).policy())
-        return manage_all(dialogues, extractor, manager, progress=step, file=self.bank)
+        return manage_all(dialogues, extractor, progress=step, manager=manager, file=self.bank)
 
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
         from memory_r1.bench.score import evidence_recall_at

@@ -20,6 +20,7 @@ from memory_r1.rl.train import TrainSettings
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.judge import Judge
+    from memory_r1.memory import LLMManager
     from memory_r1.policy import Policy
 
 
@@ -45,6 +46,8 @@ class Train:
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
     start: Path | None = None
     """an adapter of the same agent to go on from; default: a new one"""
+    manager_adapter: Path | None = None
+    """answer agent: the memory manager's adapter on the same base model, which makes the banks; default: see --banks"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
     judge_model: str | None = None
@@ -67,6 +70,8 @@ class Train:
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
+        if self.agent == "manager" and self.manager_adapter is not None:
+            raise InputError("--manager-adapter is for training the answer agent: leave it out")
         world, dataset, judge, teacher = join(), load_dataset(self.data), self._judge(), self._teacher()
         with progress("training") if world.main else nullcontext() as step:
             adapter = self._trained(dataset, world, judge, teacher, reporter(step) if step else None)
@@ -82,6 +87,14 @@ class Train:
         verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
         print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
         return 0
+
+    def _manager(self, device: str | None) -> LLMManager | None:
+        from memory_r1.memory.card import manager_of
+        from memory_r1.policy import LocalPolicy
+
+        if self.manager_adapter is None:
+            return None
+        return manager_of(LocalPolicy(self.model, adapter=self.manager_adapter, device=device, precision="auto"))
 
     def _judge(self) -> Judge | None:
         from memory_r1.bench.judge import Judge
@@ -118,6 +131,7 @@ class Train:
                 self.settings,
                 self.out,
                 start=self.start,
+                manager=self._manager(world.device),
                 judge=judge,
                 teacher=teacher,
                 report=report,

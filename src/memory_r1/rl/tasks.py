@@ -36,6 +36,9 @@ from memory_r1.rl.reward import Earn
 from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.types import Demonstration, Episode
 
+Banks = Callable[[Sequence[Dialogue], Callable[[Dialogue], Extractor], Embedder | None], Mapping[str, Bank]]
+"""(dialogues, extractor of each, embedder) -> the bank of each dialogue, by its id."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -78,23 +81,35 @@ def answer_task(
     format_coef: float = 0.0,
     shuffles: int = 1,
     embedder: Embedder | None = None,
+    banks: Sequence[Banks] = (remember_all,),
 ) -> Task:
-    """Questions over the bank that the ADD-only manager makes of each dialogue.
+    """Questions over the banks that a memory manager makes of the dialogues.
 
     Args:
         shuffles: copies of each demonstration with its entries in random order.
+        banks: what makes them, by default adding every fact; of several, each question is asked over the bank of each.
 
     Raises:
         InputError: the data has no part of that name, or a question is in both parts.
         PolicyError: the extractor's model failed.
     """
     dialogues, questions, held = divided(dataset, parts)
-    banks = remember_all(dialogues, extractor, embedder)
-    episodes, val = (_answer_episodes(banks, part, settings, earn, format_coef) for part in (questions, held))
+    made = [make(dialogues, extractor, embedder) for make in banks]
+    episodes, val = (
+        [episode for one in made for episode in _answer_episodes(one, part, settings, earn, format_coef)]
+        for part in (questions, held)
+    )
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
     return Task(episodes, val, shown, score_answers, settings)
+
+
+def gold_banks(
+    dialogues: Sequence[Dialogue], extractor: Callable[[Dialogue], Extractor], embedder: Embedder | None = None
+) -> dict[str, Bank]:
+    """The banks that the dialogues' gold operations make; where a dialogue has none, every fact is added."""
+    return remember_all(dialogues, extractor, embedder, manager=GoldManager.of)
 
 
 def manager_task(

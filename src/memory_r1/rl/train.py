@@ -15,17 +15,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
 from memory_r1.bench.judge import Judge
-from memory_r1.bench.run import claim_folder, plain, provenance
+from memory_r1.bench.managed import manage_all
+from memory_r1.bench.run import claim_folder, plain, provenance, remember_all
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
 from memory_r1.memory.card import read_card, write_card
-from memory_r1.memory.manage import ManagerSettings
+from memory_r1.memory.manage import LLMManager, ManagerSettings
 from memory_r1.policy.base import Policy, Sampling
 from memory_r1.policy.local import LocalPolicy, adapter_name
 from memory_r1.rl.grpo import GRPO, GRPOSettings
@@ -37,7 +39,7 @@ from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
 from memory_r1.rl.rollout import Scorer, sample_rollouts
 from memory_r1.rl.sft import SFT, SFTSettings
-from memory_r1.rl.tasks import Task, answer_task, manager_task
+from memory_r1.rl.tasks import Banks, Task, answer_task, gold_banks, manager_task
 from memory_r1.rl.trajectories import (
     RejectionSettings,
     Trajectory,
@@ -46,6 +48,12 @@ from memory_r1.rl.trajectories import (
     save_trajectories,
 )
 from memory_r1.rl.types import Episode
+
+_BANKS: Mapping[str, Sequence[Banks]] = {
+    "add-only": (remember_all,),
+    "gold": (gold_banks,),
+    "both": (remember_all, gold_banks),
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class TrainSettings:
     """without val: the share of the training questions to hold out for it; 0 does without checks"""
     extract: Extraction = "turns"
     """what an entry is made of: the turn itself, the file's ready-made facts (LoCoMo), or facts the model writes"""
+    banks: Literal["add-only", "gold", "both"] = "add-only"
+    """answer agent: what makes the banks it answers from: adding every fact, the file's gold operations, or each"""
     reward: RewardName = "typed"
     """what an answer earns, see docs/training.md"""
     format_coef: float = 0.0
@@ -104,6 +114,7 @@ def train_answer_agent(
     out: Path,
     *,
     start: Path | None = None,
+    manager: LLMManager | None = None,
     judge: Judge | None = None,
     teacher: Policy | None = None,
     embedder: Embedder | None = None,
@@ -115,6 +126,7 @@ def train_answer_agent(
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
         start: an adapter to go on from; by default a new one is made.
+        manager: makes the banks in place of what `settings.banks` says (Memory-R1, Algorithm 2).
         judge: for the reward of that name.
         teacher: writes the rollouts that `from_rollouts` imitates; the base model itself by default.
 
@@ -135,8 +147,10 @@ def train_answer_agent(
         format_coef=settings.format_coef,
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
+        banks=[partial(manage_all, manager=manager)] if manager else _BANKS[settings.banks],
     )
-    config = _config("answer", policy, dataset, settings, start) | _named(judge=judge, teacher=teacher)
+    config = _config("answer", policy, dataset, settings, start)
+    config |= _named(manager=manager, judge=judge, teacher=teacher)
     return _train(policy, task, settings, out, config, start, teacher, report)
 
 
@@ -303,7 +317,7 @@ def _lessons(task: Task, config: Mapping[str, object]) -> str:
     return hashlib.sha256(repr((_identity(config), asked, task.demonstrations)).encode()).hexdigest()
 
 
-def _named(**others: Policy | Judge | None) -> dict[str, object]:
+def _named(**others: Policy | Judge | LLMManager | None) -> dict[str, object]:
     """The models beside the one that is trained, as far as there are any, by what they do."""
     return {role: one.name for role, one in others.items() if one}
 
@@ -330,5 +344,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    others = [config.get(name) for name in ("start", "answerer", "judge", "teacher", "trajectories")]
+    others = [config.get(name) for name in ("start", "manager", "answerer", "judge", "teacher", "trajectories")]
     return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others
