@@ -184,6 +184,8 @@ def test_retention_pays_for_evidence_that_the_bank_still_holds(answerer: Answere
     kept, dropped = rewards(episode, [reply((1, ADD, None, SAID[2])), reply((1, DELETE, buddy(episode), None))])
     assert (kept.value, kept.parts["retention"]) == (1.5, 1.0)
     assert (dropped.value, dropped.parts["retention"]) == (0.0, 0.0)
+    noop = episode.reward(reply((1, NOOP, None, None)))
+    assert noop.parts["retention"] == 0.5  # of both turns of evidence, what the bank already held
 
 
 def test_size_takes_off_what_a_bank_holds_beyond_seven_tenths_of_what_was_heard(answerer: Answerer) -> None:
