@@ -94,11 +94,17 @@ def test_no_slot_and_no_gap_is_left_in_a_text(made: Invented) -> None:
     assert [text for text in texts if any(mark in text for mark in ("{", "}", "  ", " ,", "~", "None"))] == []
 
 
-def test_nothing_but_names_and_dates_is_said_in_both_parts() -> None:
+def test_the_parts_share_no_turn_and_no_question() -> None:
     train, held = ({turn.text for one in invent(3, 8, part).dialogues for turn in one.turns} for part in PARTS)
     asked, held_asked = ({question.text for question in invent(3, 8, part).questions} for part in PARTS)
     assert train.isdisjoint(held)
     assert asked.isdisjoint(held_asked)
+
+
+def test_the_parts_have_no_speaker_in_common() -> None:
+    train, held = ({name for one in invent(3, 20, part).dialogues for name in one.speakers} for part in PARTS)
+    assert train.isdisjoint(held)
+    assert min(len(train), len(held)) >= 10
 
 
 # The questions
