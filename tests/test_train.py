@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from memory_r1.memory.card import manager_of, read_card
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.glossary import meaning
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.loop import LoopSettings
@@ -138,6 +140,28 @@ def test_a_fraction_of_the_questions_can_be_held_out(tiny_folder: Path, dataset:
     assert "val/reward" in (tmp_path / "run" / "sft" / "metrics.jsonl").read_text()
 
 
+def test_the_report_shows_what_the_run_logged_and_each_metric_has_its_line(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(tiny_folder, dataset, out, replace(SETTINGS, algo="ppo", ppo=PPOSettings(prompts=2, group=1, minibatches=1)))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert dataset.sha256 in page
+    assert "SFT" in page
+    assert "PPO" in page
+    lines = [json.loads(line) for name in ("sft", "ppo") for line in (out / name / "metrics.jsonl").open()]
+    for name in {name for line in lines for name in line} - {"iteration", "notes"}:
+        assert escape(meaning(name)) in page
+        assert meaning(name), name
+
+
+def test_patience_without_val_is_an_input_error(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    hasty = replace(SETTINGS, val="", loop=LoopSettings(patience=2))
+    with pytest.raises(InputError, match=r"^loop\.patience is 2, but there is no val"):
+        train(tiny_folder, dataset, tmp_path / "run", hasty)
+    assert not (tmp_path / "run").exists()
+
+
 # What is refused
 
 
@@ -221,6 +245,7 @@ def test_a_manager_is_trained_from_a_file_to_an_adapter_with_its_card(
     lines = [json.loads(line) for line in (out / algo / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["val/reward"] <= 1 for line in lines if "val/reward" in line)
     assert "val/retention" in lines[0]
+    assert all(meaning(name) for line in lines for name in line if name not in ("iteration", "notes"))
     with pytest.raises(TrainingError, match="another run"):
         train(tiny_folder, dataset, out, settings)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from memory_r1.cli.show import Step, print_json, progress
+from memory_r1.cli.show import Step, note, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
 from memory_r1.rl.train import TrainSettings
@@ -34,7 +34,7 @@ class Train:
     data: Path
     """own JSONL, or LoCoMo's locomo10.json"""
     out: Path
-    """the run folder: config, metrics, checkpoints, curves.png, adapter/"""
+    """the run folder: config, metrics, checkpoints, report.html, adapter/"""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
@@ -46,21 +46,21 @@ class Train:
     def run(self) -> int:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
-        from memory_r1.rl.curves import draw_curves
+        from memory_r1.rl.report import PAGE
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
         dataset = load_dataset(self.data)
         with progress("training") as step:
             adapter = self._trained(dataset, reporter(step))
-        curves = draw_curves(self.out)
+        page = self.out / PAGE
         if self.json:
-            print_json({"adapter": str(adapter), "curves": str(curves)})
+            print_json({"adapter": str(adapter), "report": str(page)})
             return 0
         base = f"--model {self.model} " if self.model else ""
         use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
         verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
-        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
+        print(f"trained: {adapter}\nreport: {page}\nuse it: memory-r1 {verb} {use}")
         return 0
 
     def _trained(self, dataset: Dataset, report: Report) -> Path:
@@ -69,9 +69,11 @@ class Train:
 
         policy = LocalPolicy(self.model)
         if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
+            return train_answer_agent(policy, dataset, self.settings, self.out, report=report, note=note)
         answerer = LocalPolicy(self.model, adapter=self.answerer)
-        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
+        return train_memory_manager(
+            policy, dataset, self.settings, self.out, answerer=answerer, report=report, note=note
+        )
 
 
 def reporter(step: Step) -> Report:

@@ -1,16 +1,15 @@
 """Train an agent on a file of dialogues and questions: episodes, warm start, GRPO or PPO, an adapter.
 
-The run folder holds config.json, a folder per algorithm (see loop.py), and adapter/: the PEFT adapter, with
-memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
+The run folder holds config.json, a folder per algorithm (see loop.py), report.html, and adapter/: the PEFT adapter,
+with memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
 again on the same folder goes on from where it stopped. Left out: where episodes come from (tasks.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +21,19 @@ from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
 from memory_r1.memory.card import write_card
 from memory_r1.memory.manage import ManagerSettings
-from memory_r1.policy.base import Policy, Sampling
+from memory_r1.policy.base import Policy
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.evaluation import Evaluation, evaluate
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
-from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
+from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Note, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
 from memory_r1.rl.ppo import PPO, PPOSettings
+from memory_r1.rl.report import write_page
 from memory_r1.rl.reward import RewardName, answer_reward
-from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.tasks import Task, answer_task, manager_task
-from memory_r1.rl.types import Episode
+from memory_r1.rl.whole import whole_file, whole_folder
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,14 @@ def train_answer_agent(
     *,
     embedder: Embedder | None = None,
     report: Report | None = None,
+    note: Note | None = None,
 ) -> Path:
     """Train an adapter for the answer agent; returns its folder.
 
     Args:
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
+        report, note: called after every iteration, and with what should be known meanwhile (loop.py).
 
     Raises:
         TrainingError: the folder holds another run.
@@ -101,7 +103,7 @@ def train_answer_agent(
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report)
+    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report, note)
 
 
 def train_memory_manager(
@@ -113,11 +115,12 @@ def train_memory_manager(
     answerer: Policy,
     embedder: Embedder | None = None,
     report: Report | None = None,
+    note: Note | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out: as for `train_answer_agent`.
+        policy, out, report, note: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
@@ -137,16 +140,7 @@ def train_memory_manager(
         embedder=embedder,
     )
     config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, report)
-
-
-def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
-    """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
-    rewards = score(list(zip(episodes, completions, strict=True)))
-    parts = sorted({name for reward in rewards for name in reward.parts})
-    means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
-    return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
+    return _train(policy, task, settings, out, config, report, note)
 
 
 def _train(
@@ -156,20 +150,31 @@ def _train(
     out: Path,
     config: dict[str, object],
     report: Report | None,
+    note: Note | None,
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
     _check(task, settings)
     _claim(out, config)
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
 
-    def evaluate() -> Metrics:
+    def look() -> Evaluation:
+        shown, val, train = settings.loop.samples, task.val, task.episodes
         with learner.precision():
-            return greedy_reward(policy, task.val, max_tokens, task.score)
+            return evaluate(policy, val, train, shown=shown, max_tokens=max_tokens, score=task.score)
 
     def train(algorithm: Algorithm) -> Path:
-        check = evaluate if task.val else None
         folder = out / algorithm.name
-        trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
+        loop = Loop(
+            learner,
+            algorithm,
+            folder,
+            settings.loop,
+            evaluate=look if task.val or settings.loop.samples else None,
+            report=report,
+            note=note,
+            saved=lambda: write_page(out),
+        )
+        trained = loop.run()
         write_card(trained, policy.base_name, task.settings)
         return trained
 
@@ -180,7 +185,10 @@ def _train(
         trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
     if settings.algo == "ppo":
         trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
-    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+    with whole_folder(out / "adapter") as adapter:
+        shutil.copytree(trained, adapter, dirs_exist_ok=True)
+    write_page(out)
+    return out / "adapter"
 
 
 def _check(task: Task, settings: TrainSettings) -> None:
@@ -188,6 +196,11 @@ def _check(task: Task, settings: TrainSettings) -> None:
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
         raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
+    if settings.loop.patience and not task.val:
+        raise InputError(
+            f"loop.patience is {settings.loop.patience}, but there is no val to be patient about: name one (val, or "
+            "val_fraction 0.2), or leave patience at 0"
+        )
     if settings.warm_start.epochs > 0 and not task.demonstrations:
         raise InputError(
             f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
@@ -211,9 +224,8 @@ def _claim(out: Path, config: dict[str, object]) -> None:
             raise TrainingError(f"{out} holds another run (agent, settings, models or data differ): name a new folder")
         return
     claim_folder(out)
-    partial = out / "config.json.partial"
-    partial.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(provenance(config), indent=1), encoding="utf-8")
 
 
 def _identity_in(path: Path) -> tuple[object, ...]:

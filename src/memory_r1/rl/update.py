@@ -232,7 +232,7 @@ def cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means over all rollouts: reward, its parts, completion length, share cut at the token limit."""
+    """Means over all rollouts: reward, its parts, completion length, share cut at the token limit; and signal."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     parts = sorted({name for rollout in rollouts for name in rollout.reward.parts})
     means = {name: statistics.mean(rollout.reward.parts.get(name, 0.0) for rollout in rollouts) for name in parts}
@@ -241,7 +241,14 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         **{f"reward/{name}": value for name, value in means.items()},
         "completion_tokens": statistics.mean(len(rollout.completion.tokens) for rollout in rollouts),
         "truncated": statistics.mean(rollout.completion.finish == "length" for rollout in rollouts),
+        "frac_no_signal": _frac_no_signal([[rollout.reward.value for rollout in group.rollouts] for group in groups]),
     }
+
+
+def _frac_no_signal(rewards: Sequence[Sequence[float]]) -> float:
+    """The share of groups whose rewards are all equal; prompts that were sampled once are one group together."""
+    compared = rewards if any(len(group) > 1 for group in rewards) else [[value for row in rewards for value in row]]
+    return statistics.mean(len(set(group)) < 2 for group in compared)
 
 
 def _step(
