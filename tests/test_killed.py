@@ -236,17 +236,22 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_numbers_and_weights(
 
 def interrupted(say: Connection, base: Path, data: Path, out: Path) -> None:
     """The command itself; in GRPO's second iteration it says so, and waits there for the signal."""
+    import peft  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
     from memory_r1 import cli
     from memory_r1.bank import HashingEmbedder
     from memory_r1.rl import train
     from memory_r1.rl.grpo import GRPO
 
+    say.send("awake")
     theirs, ours = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno())
     iterate = GRPO.iterate
 
     def slow(algorithm: GRPO, learner: Any, iteration: int) -> Any:
+        say.send("at work")
         if iteration == 1:
             say.send(os.getpid())
             ours.recv(1)  # a byte comes with the signal
@@ -276,7 +281,8 @@ def test_ctrl_c_ends_the_command_with_130_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "run"
     child = start(interrupted, ragged_folder, data, out)
-    os.kill(child.hear(), signal.SIGINT)
+    pid = next(said for said in iter(child.hear, None) if isinstance(said, int))
+    os.kill(pid, signal.SIGINT)
     assert child.result() == 130
     said = Path(f"{out}.err").read_text(encoding="utf-8").splitlines()
     assert "stopping once iteration 2 is done; Ctrl-C again stops now, and loses more" in said

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +16,7 @@ from memory_r1.rl.train import TrainSettings
 
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
+    from memory_r1.rl.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Train:
     on from where a stopped run left off.
 
     Example: memory-r1 train answer --data mine.jsonl --train all --val-fraction 0.2 --out runs/answer
+    Example: memory-r1 train answer --data mine.jsonl --val-fraction 0.2 --out runs/answer --dry-run
     Example: memory-r1 train manager --data mine.jsonl --answerer runs/answer/adapter --out runs/manager
     """
 
@@ -40,6 +42,8 @@ class Train:
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
+    dry_run: bool = False
+    """train nothing and write nothing: say how many episodes and tokens, and about how many minutes and GB it takes"""
     json: bool = False
     """print the result as JSON"""
 
@@ -51,6 +55,8 @@ class Train:
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
         dataset = load_dataset(self.data)
+        if self.dry_run:
+            return self._estimated(dataset)
         with progress("training") as step:
             adapter = self._trained(dataset, reporter(step))
         page = self.out / PAGE
@@ -61,6 +67,19 @@ class Train:
         use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
         verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
         print(f"trained: {adapter}\nreport: {page}\nuse it: memory-r1 {verb} {use}")
+        return 0
+
+    def _estimated(self, dataset: Dataset) -> int:
+        from memory_r1.policy import LocalPolicy
+        from memory_r1.rl.train import estimate_answer_agent, estimate_memory_manager
+
+        policy = LocalPolicy(self.model)
+        if self.agent == "answer":
+            found = estimate_answer_agent(policy, dataset, self.settings)
+        else:
+            answerer = LocalPolicy(self.model, adapter=self.answerer)
+            found = estimate_memory_manager(policy, dataset, self.settings, answerer=answerer)
+        print_json(asdict(found)) if self.json else print("\n".join(_lines(found)))
         return 0
 
     def _trained(self, dataset: Dataset, report: Report) -> Path:
@@ -79,6 +98,21 @@ class Train:
 def reporter(step: Step) -> Report:
     """What the training loop calls after each iteration, shown as a step of the progress."""
     return lambda algorithm, done, total, metrics: step(done, total, _remark(algorithm, metrics))
+
+
+def _lines(found: Estimate) -> Iterator[str]:
+    """An estimate for people."""
+    prompt = found.prompt
+    yield f"episodes     {found.episodes} to train on, {found.val} in val, {found.demonstrations} demonstrations"
+    yield f"prompts      {prompt.median} tokens (median), {prompt.p95} (95th percentile), {prompt.longest} (longest)"
+    if found.unfit:
+        yield f"             {found.unfit} do not fit the model's context with their reply: retrieve fewer entries"
+    yield f"replies      {found.reply} tokens, reckoned with"
+    for name, iterations in found.iterations.items():
+        yield f"{name:<12} {iterations} iterations, about {found.minutes[name]:.1f} minutes"
+    yield f"memory       about {found.memory_gb:.1f} GB at the peak"
+    yield from (f"note: {remark}" for remark in found.remarks)
+    yield "nothing was trained or written; the same command without --dry-run begins"
 
 
 def _remark(algorithm: str, metrics: Mapping[str, float]) -> str:

@@ -23,6 +23,7 @@ from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
 from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
+from memory_r1.rl.preflight import remarks
 from memory_r1.rl.rollout import Scorer, one_by_one
 from memory_r1.rl.types import Demonstration, Episode
 
@@ -35,6 +36,7 @@ class Task:
 
     score       what completions earn, for many episodes at once
     settings    of the agent, for the card beside the adapter
+    remarks     what to know about the data (preflight.py)
     """
 
     episodes: Sequence[Episode]
@@ -42,6 +44,7 @@ class Task:
     demonstrations: Sequence[Demonstration]
     score: Scorer
     settings: AnswerSettings | ManagerSettings
+    remarks: Sequence[str] = ()
 
 
 class Parts(Protocol):
@@ -86,7 +89,7 @@ def answer_task(
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    return Task(episodes, val, shown, one_by_one, settings)
+    return Task(episodes, val, shown, one_by_one, settings, remarks(questions, episodes))
 
 
 def manager_task(
@@ -134,7 +137,8 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    return Task(episodes, of(held), [episode.demonstration() for episode in episodes], judge, settings)
+    shown = [episode.demonstration() for episode in episodes]
+    return Task(episodes, of(held), shown, judge, settings, remarks(questions, episodes))
 
 
 def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:

@@ -23,6 +23,7 @@ from memory_r1.memory.card import write_card
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.estimate import Estimate, estimate
 from memory_r1.rl.evaluation import Evaluation, evaluate
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
@@ -93,16 +94,7 @@ def train_answer_agent(
         TrainingError: the folder holds another run.
         InputError: the data has no part of that name, or too few questions.
     """
-    task = answer_task(
-        dataset,
-        settings,
-        dataset.extractor(settings.extract, policy),
-        settings.answer,
-        answer_reward(settings.reward),
-        format_coef=settings.format_coef,
-        shuffles=settings.warm_start.shuffles,
-        embedder=embedder,
-    )
+    task = _answer_lessons(policy, dataset, settings, embedder)
     return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report, note)
 
 
@@ -128,7 +120,53 @@ def train_memory_manager(
         InputError: the data has no part of that name, or too few questions with evidence.
         PolicyError: the answerer's model failed.
     """
-    task = manager_task(
+    task = _manager_lessons(policy, dataset, settings, answerer, embedder)
+    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
+    return _train(policy, task, settings, out, config, report, note)
+
+
+def estimate_answer_agent(
+    policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, *, embedder: Embedder | None = None
+) -> Estimate:
+    """What `train_answer_agent` would take (estimate.py); writes nothing. Raises InputError as it does."""
+    return _estimated(policy, _answer_lessons(policy, dataset, settings, embedder), settings)
+
+
+def estimate_memory_manager(
+    policy: LocalPolicy,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    answerer: Policy,
+    embedder: Embedder | None = None,
+) -> Estimate:
+    """What `train_memory_manager` would take, the answerer's own time left out; writes nothing. Raises as it does."""
+    return _estimated(policy, _manager_lessons(policy, dataset, settings, answerer, embedder), settings)
+
+
+def _estimated(policy: LocalPolicy, task: Task, settings: TrainSettings) -> Estimate:
+    _check(task, settings)
+    learner = Learner(policy, settings.learner, seed=settings.seed)
+    return estimate(learner, task, _algorithms(task, settings), settings.loop)
+
+
+def _answer_lessons(policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, embedder: Embedder | None) -> Task:
+    return answer_task(
+        dataset,
+        settings,
+        dataset.extractor(settings.extract, policy),
+        settings.answer,
+        answer_reward(settings.reward),
+        format_coef=settings.format_coef,
+        shuffles=settings.warm_start.shuffles,
+        embedder=embedder,
+    )
+
+
+def _manager_lessons(
+    policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, answerer: Policy, embedder: Embedder | None
+) -> Task:
+    return manager_task(
         dataset,
         settings,
         dataset.extractor(settings.extract, policy),
@@ -139,8 +177,6 @@ def train_memory_manager(
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, report, note)
 
 
 def _train(
@@ -155,6 +191,9 @@ def _train(
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
     _check(task, settings)
     _claim(out, config)
+    for remark in task.remarks:
+        if note:
+            note(remark)
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
 
     def look() -> Evaluation:
@@ -178,17 +217,27 @@ def _train(
         write_card(trained, policy.base_name, task.settings)
         return trained
 
-    if settings.warm_start.epochs > 0:
-        trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
-        learner.load_weights(trained)
-    if settings.algo == "grpo":
-        trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
-    if settings.algo == "ppo":
-        trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
+    for algorithm in _algorithms(task, settings):
+        trained = train(algorithm)
+        if isinstance(algorithm, SFT):
+            learner.load_weights(trained)
     with whole_folder(out / "adapter") as adapter:
         shutil.copytree(trained, adapter, dirs_exist_ok=True)
     write_page(out)
     return out / "adapter"
+
+
+def _algorithms(task: Task, settings: TrainSettings) -> list[Algorithm]:
+    """What the run is made of, in order."""
+    max_tokens, seed = task.settings.max_tokens, settings.seed
+    chosen: list[Algorithm] = []
+    if settings.warm_start.epochs > 0:
+        chosen.append(SFT(task.demonstrations, settings.warm_start, seed))
+    if settings.algo == "grpo":
+        chosen.append(GRPO(task.episodes, settings.grpo, max_tokens, seed, score=task.score))
+    if settings.algo == "ppo":
+        chosen.append(PPO(task.episodes, settings.ppo, max_tokens, seed, score=task.score))
+    return chosen
 
 
 def _check(task: Task, settings: TrainSettings) -> None:
