@@ -224,28 +224,27 @@ def test_a_second_ctrl_c_stops_at_once_and_goes_back_to_the_last_state(tiny_fold
     assert metrics(tmp_path) == [{"iteration": i + 1, "loss": float(i)} for i in range(4)]
 
 
-def test_ctrl_c_breaks_off_a_check_on_val_which_is_made_up_for(tiny_folder: Path, tmp_path: Path) -> None:
-    """The check after iteration 2 is broken off: its weights are kept, and it is asked first when the run goes on."""
-    given = iter([0.1, 0.3, None])
+@pytest.mark.parametrize("broken", [1, 2, 4])
+def test_ctrl_c_breaks_off_a_check_on_val_which_is_made_up_for(tiny_folder: Path, tmp_path: Path, broken: int) -> None:
+    """A check is broken off: the weights are kept, and it is the first thing done when the run goes on."""
+    rewards = [0.1, 0.3, 0.5, 0.2, 0.2]
+    checks = iter(range(5))
 
     def look() -> Evaluation:
-        reward = next(given)
-        if reward is None:
+        check = next(checks)
+        if check == broken and not (tmp_path / "state.pt").exists():
             press()
-        return Evaluation({"val/reward": reward or 0.0})
+        return Evaluation({"val/reward": rewards[check]})
 
     never = LoopSettings(eval_every=1, checkpoint_every=0)
     with pytest.raises(KeyboardInterrupt):
         Loop(new_learner(tiny_folder), Counting(), tmp_path, never, evaluate=look).run()
-    assert made_by(tmp_path / "last") == {2.0}
-    assert [line["val/reward"] for line in metrics(tmp_path)] == [0.1, 0.3]
-    rest = iter([0.5, 0.2, 0.2])
-    again = lambda: Evaluation({"val/reward": next(rest)})  # noqa: E731
-    best = Loop(new_learner(tiny_folder), Counting(), tmp_path, never, evaluate=again).run()
+    assert made_by(tmp_path / "last") == {float(broken)}
+    assert [line["iteration"] for line in metrics(tmp_path)] == list(range(broken))
+    checks = iter(range(broken, 5))
+    best = Loop(new_learner(tiny_folder), Counting(), tmp_path, never, evaluate=look).run()
     assert made_by(best) == {2.0}
-    assert [(line["iteration"], line["val/reward"]) for line in metrics(tmp_path)] == list(
-        enumerate([0.1, 0.3, 0.5, 0.2, 0.2])
-    )
+    assert [(line["iteration"], line["val/reward"]) for line in metrics(tmp_path)] == list(enumerate(rewards))
 
 
 def test_outside_the_main_thread_the_signals_are_left_alone(tiny_folder: Path, tmp_path: Path) -> None:

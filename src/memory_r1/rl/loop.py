@@ -138,7 +138,8 @@ class Loop:
         return self._trained()
 
     def _train(self) -> None:
-        with _Log(self.folder, self._at.done - (self._at.owed is not None)) as log:
+        logged = self._at.done - (self._at.owed is not None) if self._at.done else None
+        with _Log(self.folder, logged) as log:
             if self._at.done == 0:
                 self._look(log, {})
             while self._at.owed is not None or not self._over():
@@ -263,15 +264,18 @@ def _no_signal(algorithm: str, iteration: int, reward: float) -> str:
 
 
 class _Log:
-    """metrics.jsonl, samples.jsonl and TensorBoard; opened after iteration n, what a lost stretch wrote is dropped."""
+    """metrics.jsonl, samples.jsonl and TensorBoard.
 
-    def __init__(self, folder: Path, done: int) -> None:
+    What a lost stretch wrote is dropped: everything after the iteration that was `logged` last, or all of it for None.
+    """
+
+    def __init__(self, folder: Path, logged: int | None) -> None:
         self._metrics, self._samples = folder / "metrics.jsonl", folder / "samples.jsonl"
         for path in (self._metrics, self._samples):
-            journal.cut_back(path, done or None)
+            journal.cut_back(path, logged)
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=0 if logged is None else logged + 1)
 
     def write(self, iteration: int, metrics: Metrics, samples: Sequence[Sample], notes: Sequence[str]) -> None:
         for sample in samples:
