@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +80,13 @@ def data(tmp_path: Path) -> Path:
 
 
 # The life of a process
+
+
+def awake(say: Connection) -> None:
+    """Import what training imports, once for all lives; says so as it goes, since a busy machine takes its time."""
+    for name in ("torch", "transformers.models.llama.modeling_llama", "peft", "torch.utils.tensorboard"):
+        import_module(name)
+        say.send(name)
 
 
 def train(base: Path, data: Path, out: Path, algo: Algo) -> None:
@@ -166,11 +174,7 @@ def fated(base: Path, data: Path, out: Path, algo: Algo, fatal: int, log: Path |
 
 def killed_everywhere(say: Connection, base: Path, data: Path, folder: Path, algo: Algo) -> None:
     """One whole run; then, for each death, a run that is killed there and one that goes on from what it left."""
-    import peft  # noqa: F401
-    import torch.utils.tensorboard
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
-
-    torch.set_num_threads(1)
+    awake(say)
     log = folder / "points"
     assert one_life(partial(fated, base, data, folder / "whole", algo, 0, log)) == 0
     points = log.read_text(encoding="utf-8").split("\n")
@@ -220,7 +224,8 @@ def leftovers(run: Path) -> set[str]:
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_numbers_and_weights(
     ragged_folder: Path, data: Path, tmp_path: Path, algo: Algo
 ) -> None:
-    deaths = start(killed_everywhere, ragged_folder, data, tmp_path, algo).rest()
+    heard = start(killed_everywhere, ragged_folder, data, tmp_path, algo).rest()
+    deaths = [said for said in heard if isinstance(said, tuple)]
     assert {place for place, *_ in deaths} == DEATHS.keys() - (
         {"after a step of the critic"} if algo == "grpo" else set()
     )
@@ -236,15 +241,12 @@ def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_numbers_and_weights(
 
 def interrupted(say: Connection, base: Path, data: Path, out: Path) -> None:
     """The command itself; in GRPO's second iteration it says so, and waits there for the signal."""
-    import peft  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-
+    awake(say)
     from memory_r1 import cli
     from memory_r1.bank import HashingEmbedder
     from memory_r1.rl import train
     from memory_r1.rl.grpo import GRPO
 
-    say.send("awake")
     theirs, ours = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.fileno())
