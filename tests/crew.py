@@ -7,6 +7,8 @@ lengths and sizes, one of them without signal: dealt to two processes they leave
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +26,14 @@ from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.base import Completion
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl import grpo, ppo
+from memory_r1.rl.evaluation import Evaluation, evaluate
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.parallel import join
 from memory_r1.rl.rollout import one_by_one
+from memory_r1.rl.settings import TrainSettings
 from memory_r1.rl.sft import SFT, SFTSettings
-from memory_r1.rl.train import TrainSettings, greedy_reward, train_answer_agent
+from memory_r1.rl.train import train_answer_agent
 from memory_r1.rl.types import Demonstration, Group, Reward, Rollout
 from memory_r1.rl.update import sample_iteration
 
@@ -149,7 +153,12 @@ def val_lesson(folder: Path) -> dict[str, Any]:
 
 
 def checked(learner: Learner) -> Metrics:
-    return greedy_reward(learner, EPISODES, MAX_TOKENS, one_by_one)
+    return look(learner).metrics
+
+
+def look(learner: Learner) -> Evaluation:
+    """Val: greedy replies to all episodes, two of them kept to read."""
+    return evaluate(learner, EPISODES, [], shown=2, max_tokens=MAX_TOKENS, score=one_by_one)
 
 
 LESSONS: dict[str, Lesson] = {
@@ -214,7 +223,7 @@ def resumed(folder: Path, out: Path) -> dict[str, Any]:
 
     def train(name: str, algorithm: Algorithm) -> str:
         learner = new_learner(folder)
-        Loop(learner, algorithm, out / name, every, evaluate=lambda: checked(learner)).run()
+        Loop(learner, algorithm, out / name, every, evaluate=lambda: look(learner)).run()
         return learner.fingerprint()
 
     whole = train("whole", run)
@@ -223,6 +232,49 @@ def resumed(folder: Path, out: Path) -> dict[str, Any]:
     except KeyboardInterrupt:
         return {"whole": whole, "stopped": train("stopped", run), "iterations": run.iterations}
     raise AssertionError("nobody stopped it")
+
+
+@dataclass(frozen=True)
+class Pressed(Stopped):
+    """An algorithm during whose iteration of this number somebody presses Ctrl-C in the second process alone."""
+
+    def iterate(self, learner: Learner, iteration: int) -> Metrics:
+        if iteration == self.at and learner.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.inner.iterate(learner, iteration)
+
+
+def interrupted(folder: Path, out: Path) -> dict[str, Any]:
+    """GRPO once without a stop; once with a Ctrl-C in an iteration, then one in a check on val, then to the end."""
+    run = grpo.GRPO(EPISODES, grpo.GRPOSettings(epochs_over_data=2.4, prompts=3, group=2, lr=1e-2), max_tokens=4)
+    said: list[str] = []
+    checks = 0
+
+    def train(name: str, algorithm: Algorithm, pressed: int = 99) -> tuple[str, int]:
+        nonlocal checks
+        learner, checks = new_learner(folder), 0
+
+        def check() -> Evaluation:
+            nonlocal checks
+            checks += 1
+            if checks == pressed and learner.world.rank == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return look(learner)
+
+        loop = Loop(learner, algorithm, out / name, LoopSettings(1, 0), evaluate=check, note=said.append)
+        try:
+            loop.run()
+        except KeyboardInterrupt:
+            learner.world.wait()  # for the state that the main one writes before it ends
+        return learner.fingerprint(), loop._at.done
+
+    return {
+        "whole": train("never pressed", run),
+        "in an iteration": train("pressed", Pressed(run, 1)),
+        "in a check": train("pressed", run, pressed=2),
+        "at last": train("pressed", run),
+        "said": said,
+    }
 
 
 TRAINING = TrainSettings(
@@ -279,9 +331,11 @@ def main(folder: Path, out: Path) -> None:
     told["lessons"] = {name: lesson(folder) for name, lesson in LESSONS.items()}
     told["sampled"] = sampled(folder)
     told["resumed"] = resumed(folder, out)
+    told["interrupted"] = interrupted(folder, out)
     told["trained"] = trained(folder, out / "toy.jsonl", out / "run")
     other = replace(TRAINING, seed=world.rank)
     told["other settings"] = refused(lambda: trained(folder, out / "toy.jsonl", out / "other", other))
+    told["anywhere"] = [world.anywhere(world.rank == 1), world.anywhere(False)]
     told["in order"] = world.map(lambda item: (item, world.rank), range(5))
     if world.main:  # the other one has gone
         told["alone"] = refused(world.wait)

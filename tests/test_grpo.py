@@ -277,7 +277,7 @@ def test_rollout_metrics_are_means_over_all_rollouts() -> None:
         Group(Letters("a"), (1,), (rollout(1.0, 2, "stop", {"right": 1.0}), rollout(0.0, 4, "length", {"right": 0.0}))),
         Group(Letters("b"), (1,), (rollout(0.5, 3, "stop", {"right": 0.0}), rollout(0.5, 3, "stop", {"right": 1.0}))),
     ]
-    wanted = {"reward": 0.5, "reward/right": 0.5, "completion_tokens": 3.0, "truncated": 0.25}
+    wanted = {"reward": 0.5, "reward/right": 0.5, "completion_tokens": 3.0, "truncated": 0.25, "frac_no_signal": 0.5}
     assert rollout_metrics(groups) == wanted
 
 

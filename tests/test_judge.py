@@ -22,8 +22,9 @@ from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.episodes import AnswerEpisode, score_answers
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.reward import answer_reward
+from memory_r1.rl.settings import Others, TrainSettings
 from memory_r1.rl.sft import SFTSettings
-from memory_r1.rl.train import TrainSettings, train_answer_agent
+from memory_r1.rl.train import train_answer_agent
 
 CORRECT, WRONG = '{"verdict": "CORRECT"}', '{"verdict": "WRONG"}'
 REX = Answered("What is the dog called?", "Rex", "Rex, the dog")
@@ -161,7 +162,9 @@ def test_a_run_names_its_judge_and_is_another_run_under_another_one(
 
     def train(judge: Judge | None) -> Path:
         policy, out = LocalPolicy(tiny_folder, device="cpu"), tmp_path / "run"
-        return train_answer_agent(policy, load_dataset(data), settings, out, judge=judge, embedder=HashingEmbedder())
+        return train_answer_agent(
+            policy, load_dataset(data), settings, out, others=Others(judge=judge), embedder=HashingEmbedder()
+        )
 
     with pytest.raises(InputError, match="--judge-model"):
         train(None)

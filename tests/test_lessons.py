@@ -18,8 +18,8 @@ from memory_r1.memory.reply import find_json
 from memory_r1.policy import ScriptedPolicy
 from memory_r1.rl.lessons import GoldManager, Lessons, lessons
 from memory_r1.rl.reward import each, em
+from memory_r1.rl.settings import TrainSettings
 from memory_r1.rl.tasks import Task, manager_task
-from memory_r1.rl.train import TrainSettings
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 ONE, TWO = "Ann has a dog, Buddy.", "Ann has two dogs, Buddy and Scout."

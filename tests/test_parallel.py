@@ -127,6 +127,7 @@ def test_all_processes_hold_the_whole_iterations_rollouts_each_drawn_by_one_of_t
 
 def test_results_are_in_the_order_of_the_items_whoever_made_them(two: list[dict[str, Any]]) -> None:
     for told in two:
+        assert told["anywhere"] == [True, False]
         assert told["in order"] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
 
 
@@ -159,6 +160,22 @@ def test_a_run_of_two_processes_that_was_stopped_goes_on_to_the_same_weights(
     for told in two:
         assert told["resumed"]["iterations"] == 4
         assert told["resumed"]["stopped"] == told["resumed"]["whole"] == two[0]["resumed"]["whole"]
+
+
+def test_a_ctrl_c_in_one_process_ends_both_after_the_same_iteration_and_both_go_on(
+    two: list[dict[str, Any]], out: Path
+) -> None:
+    """In the second of four iterations; then in the check after the third, which is made up for."""
+    for told in two:
+        one = told["interrupted"]
+        assert [one[when][1] for when in ("in an iteration", "in a check", "at last")] == [2, 3, 4]
+        assert one["at last"] == one["whole"] == two[0]["interrupted"]["whole"]
+    whole, stopped = (
+        [json.loads(line)["val/reward"] for line in (out / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("never pressed", "pressed")
+    )
+    assert whole == stopped
+    assert len(whole) == 5
 
 
 def test_one_process_goes_on_with_the_run_of_two(ragged_folder: Path, two: list[dict[str, Any]], out: Path) -> None:

@@ -23,8 +23,9 @@ from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.course import Course
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.rollout import one_by_one
+from memory_r1.rl.settings import Others, TrainSettings
 from memory_r1.rl.sft import SFTSettings
-from memory_r1.rl.train import TrainSettings, train_answer_agent, train_memory_manager
+from memory_r1.rl.train import train_answer_agent, train_memory_manager
 from memory_r1.rl.trajectories import (
     RejectionSettings,
     Trajectory,
@@ -237,7 +238,7 @@ def train(
         load_dataset(data),
         settings,
         out,
-        teacher=teacher,
+        others=Others(teacher=teacher),
         embedder=HashingEmbedder(),
         report=lambda name, done, of, metrics: heard.append(f"{name} {done}/{of}"),
     )
@@ -280,7 +281,8 @@ def test_a_manager_imitates_the_decisions_that_earned(tiny_folder: Path, data: P
     )
     settings, out = replace(SETTINGS, episode="replay", replay_turns=2), tmp_path / "run"
     policy, dataset = LocalPolicy(tiny_folder, device="cpu"), load_dataset(data)
-    train_memory_manager(policy, dataset, settings, out, answerer=answerer, teacher=adds, embedder=HashingEmbedder())
+    others = Others(answerer=answerer, teacher=adds)
+    train_memory_manager(policy, dataset, settings, out, others=others, embedder=HashingEmbedder())
     first, second = load_trajectories(out / "trajectories.jsonl")
     assert (first.reward, second.reward, first.parts["add"]) == (1.0, 1.0, 1.0)
     assert "My dog is called Rex" in first.reply

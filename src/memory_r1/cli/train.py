@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from memory_r1.cli.flags import ModelFlags
-from memory_r1.cli.show import Step, print_json, progress
+from memory_r1.cli.show import Step, note, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
 from memory_r1.rl.parallel import World, join
-from memory_r1.rl.train import TrainSettings
+from memory_r1.rl.settings import Others, TrainSettings
 
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.judge import Judge
     from memory_r1.memory import LLMManager
     from memory_r1.policy import Policy
+    from memory_r1.rl.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Train:
     on from where a stopped run left off.
 
     Example: memory-r1 train answer --data mine.jsonl --train all --val-fraction 0.2 --out runs/answer
+    Example: memory-r1 train answer --data mine.jsonl --val-fraction 0.2 --out runs/answer --dry-run
     Example: memory-r1 train manager --data mine.jsonl --answerer runs/answer/adapter --out runs/manager
     """
 
@@ -40,7 +42,7 @@ class Train:
     data: Path
     """own JSONL, or LoCoMo's locomo10.json"""
     out: Path
-    """the run folder: config, metrics, checkpoints, curves.png, adapter/"""
+    """the run folder: config, metrics, checkpoints, report.html, adapter/"""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
@@ -60,33 +62,62 @@ class Train:
     """--from-rollouts: another model to imitate, named as for --model, or by its endpoint's name"""
     teacher_base_url: str | None = None
     """--from-rollouts: that model's OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
+    dry_run: bool = False
+    """train nothing and write nothing: say how many episodes and tokens, and about how many minutes and GB it takes"""
     json: bool = False
     """print the result as JSON"""
 
     def run(self) -> int:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
-        from memory_r1.rl.curves import draw_curves
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
         if self.agent == "manager" and self.manager_adapter is not None:
             raise InputError("--manager-adapter is for training the answer agent: leave it out")
-        world, dataset, judge, teacher = join(), load_dataset(self.data), self._judge(), self._teacher()
-        with progress("training") if world.main else nullcontext() as step:
-            adapter = self._trained(dataset, world, judge, teacher, reporter(step) if step else None)
+        world, dataset = join(), load_dataset(self.data)
+        others = self._others(world.device)
+        work = self._estimated if self.dry_run else self._trained
+        found, said = work(dataset, world, others)
         world.leave()
-        if not world.main:
-            return 0
-        curves = draw_curves(self.out)
-        if self.json:
-            print_json({"adapter": str(adapter), "curves": str(curves)})
-            return 0
+        if world.main:
+            print_json(found) if self.json else print(said)
+        return 0
+
+    def _trained(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, str], str]:
+        """Train; returns what to say, for machines and for people."""
+        from memory_r1.policy import LocalPolicy
+        from memory_r1.rl import train
+        from memory_r1.rl.report import PAGE
+
+        run = train.train_answer_agent if self.agent == "answer" else train.train_memory_manager
+        policy = LocalPolicy(self.model, device=world.device)
+        with progress("training") if world.main else nullcontext() as step:
+            report = reporter(step) if step else None
+            adapter = run(policy, dataset, self.settings, self.out, others=others, report=report, note=note)
+        page = self.out / PAGE
         base = f"--model {self.model} " if self.model else ""
         use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
         verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
-        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
-        return 0
+        said = f"trained: {adapter}\nreport: {page}\nuse it: memory-r1 {verb} {use}"
+        return {"adapter": str(adapter), "report": str(page)}, said
+
+    def _estimated(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, object], str]:
+        """Say what training would take, for machines and for people."""
+        from memory_r1.policy import LocalPolicy
+        from memory_r1.rl import train
+
+        run = train.estimate_answer_agent if self.agent == "answer" else train.estimate_memory_manager
+        found = run(LocalPolicy(self.model, device=world.device), dataset, self.settings, others=others)
+        return asdict(found), "\n".join(_lines(found))
+
+    def _others(self, device: str | None) -> Others:
+        from memory_r1.policy import LocalPolicy
+
+        answerer = None
+        if self.agent == "manager":
+            answerer = LocalPolicy(self.model, adapter=self.answerer, device=device, precision="auto")
+        return Others(self.start, self._manager(device), answerer, self._judge(), self._teacher())
 
     def _manager(self, device: str | None) -> LLMManager | None:
         from memory_r1.memory.card import manager_of
@@ -117,42 +148,25 @@ class Train:
             raise InputError("--teacher-adapter, --teacher-model and --teacher-base-url need --from-rollouts")
         return named.policy() if self.teacher_model else LocalPolicy(self.model, adapter=self.teacher_adapter)
 
-    def _trained(
-        self, dataset: Dataset, world: World, judge: Judge | None, teacher: Policy | None, report: Report | None
-    ) -> Path:
-        from memory_r1.policy import LocalPolicy
-        from memory_r1.rl.train import train_answer_agent, train_memory_manager
-
-        policy = LocalPolicy(self.model, device=world.device)
-        if self.agent == "answer":
-            return train_answer_agent(
-                policy,
-                dataset,
-                self.settings,
-                self.out,
-                start=self.start,
-                manager=self._manager(world.device),
-                judge=judge,
-                teacher=teacher,
-                report=report,
-            )
-        answerer = LocalPolicy(self.model, adapter=self.answerer, device=world.device, precision="auto")
-        return train_memory_manager(
-            policy,
-            dataset,
-            self.settings,
-            self.out,
-            answerer=answerer,
-            start=self.start,
-            judge=judge,
-            teacher=teacher,
-            report=report,
-        )
-
 
 def reporter(step: Step) -> Report:
     """What the training loop calls after each iteration, shown as a step of the progress."""
     return lambda algorithm, done, total, metrics: step(done, total, _remark(algorithm, metrics))
+
+
+def _lines(found: Estimate) -> Iterator[str]:
+    """An estimate for people."""
+    prompt = found.prompt
+    yield f"episodes     {found.episodes} to train on, {found.val} in val, {found.demonstrations} demonstrations"
+    yield f"prompts      {prompt.median} tokens (median), {prompt.p95} (95th percentile), {prompt.longest} (longest)"
+    if found.unfit:
+        yield f"             {found.unfit} do not fit the model's context with their reply: retrieve fewer entries"
+    yield f"replies      {found.reply} tokens, reckoned with"
+    for name, iterations in found.iterations.items():
+        yield f"{name:<12} {iterations} iterations, about {found.minutes[name]:.1f} minutes"
+    yield f"memory       about {found.memory_gb:.1f} GB at the peak"
+    yield from (f"note: {remark}" for remark in found.remarks)
+    yield "nothing was trained or written; the same command without --dry-run begins"
 
 
 def _remark(algorithm: str, metrics: Mapping[str, float]) -> str:

@@ -73,6 +73,10 @@ class World:
     def agree(self, what: str, mine: Callable[[], object]) -> None:
         """Raise TrainingError, naming `what`, unless `mine` gives the same in all processes."""
 
+    def anywhere(self, mine: bool) -> bool:
+        """Whether this holds in any process."""
+        return mine
+
     def wait(self) -> None:
         """Go on when all processes have come here, so that what the main one wrote is there for all."""
 
@@ -114,6 +118,9 @@ class Several(World):
                     f"process {rank} of {self.size} has other {what} than the main one: start all with the same "
                     "command, on machines that are alike and share the data and the run folder"
                 )
+
+    def anywhere(self, mine: bool) -> bool:
+        return any(self._told(mine))
 
     def wait(self) -> None:
         self._told(None)

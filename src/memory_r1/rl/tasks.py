@@ -32,6 +32,7 @@ from memory_r1.rl.manager_episodes import (
     manager_episodes,
     replay_episodes,
 )
+from memory_r1.rl.preflight import remarks
 from memory_r1.rl.reward import Earn
 from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.types import Demonstration, Episode
@@ -46,6 +47,7 @@ class Task:
 
     score       what completions earn, for many episodes at once
     settings    of the agent, for the card beside the adapter
+    remarks     what to know about the data (preflight.py)
     """
 
     episodes: Sequence[Episode]
@@ -53,6 +55,7 @@ class Task:
     demonstrations: Sequence[Demonstration]
     score: Scorer
     settings: AnswerSettings | ManagerSettings
+    remarks: Sequence[str] = ()
 
 
 class Parts(Protocol):
@@ -102,7 +105,7 @@ def answer_task(
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    return Task(episodes, val, shown, score_answers, settings)
+    return Task(episodes, val, shown, score_answers, settings, remarks(questions, episodes))
 
 
 def gold_banks(
@@ -172,7 +175,7 @@ def manager_task(
     }
     added = [one for each in episodes if not taught[each.questions[0].dialogue_id] for one in each.demonstrations()]
     shown = [*(demonstration for each in taught.values() for demonstration in each), *added]
-    return Task(episodes, of(held), shown, judge, settings)
+    return Task(episodes, of(held), shown, judge, settings, remarks(questions, episodes))
 
 
 def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:

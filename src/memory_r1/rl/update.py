@@ -253,7 +253,7 @@ def cut(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """Means over all rollouts of the reward and its parts, over all completions of their length and what was cut."""
+    """Means over all rollouts of reward and signal, over all completions of their length and what was cut."""
     completions = [step.completion for group in groups for one in group.rollouts for step in group.steps(one)]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     parts = sorted({name for rollout in rollouts for name in rollout.reward.parts})
@@ -263,7 +263,14 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         **{f"reward/{name}": value for name, value in means.items()},
         "completion_tokens": statistics.mean(len(one.tokens) for one in completions),
         "truncated": statistics.mean(one.finish == "length" for one in completions),
+        "frac_no_signal": _frac_no_signal([[rollout.reward.value for rollout in group.rollouts] for group in groups]),
     }
+
+
+def _frac_no_signal(rewards: Sequence[Sequence[float]]) -> float:
+    """The share of groups whose rewards are all equal; prompts that were sampled once are one group together."""
+    compared = rewards if any(len(group) > 1 for group in rewards) else [[value for row in rewards for value in row]]
+    return statistics.mean(len(set(group)) < 2 for group in compared)
 
 
 def _step(
