@@ -7,7 +7,7 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("reward/exact_match",), "share of answers exactly right"),
     (
         ("reward/well_formed",),
-        "share of replies that kept the format and, for the memory manager, changed something. The report draws what "
+        "share of replies that kept the format and, for the memory manager, were not refused by the bank. The report draws what "
         "is left to 1: the parse-failure rate",
     ),
     (("reward/distilled",), "answer agent: entries kept per reply"),
