@@ -7,8 +7,8 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("reward/exact_match",), "share of answers exactly right"),
     (
         ("reward/well_formed",),
-        "share of replies that kept the format and, for the memory manager, were not refused by the bank. The report draws what "
-        "is left to 1: the parse-failure rate",
+        "share of replies that kept the format and, for the memory manager, were not refused by the bank. The report "
+        "draws what is left to 1: the parse-failure rate",
     ),
     (("reward/distilled",), "answer agent: entries kept per reply"),
     (("reward/retention",), "memory manager: share of the questions' evidence that the bank still holds"),
