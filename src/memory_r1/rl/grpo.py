@@ -16,6 +16,7 @@ from memory_r1.errors import InputError
 from memory_r1.rl.advantage import Scaling, group_advantages
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
 from memory_r1.rl.types import Group
 from memory_r1.rl.update import (
     CreditedGroup,
@@ -62,7 +63,8 @@ class GRPO(OnEpisodes[GRPOSettings]):
 def update(
     learner: Learner, groups: Sequence[Group], settings: GRPOSettings, max_tokens: int, lr: float, seed: int = 0
 ) -> Metrics:
-    """Credit these groups and take the policy's steps on them."""
+    """Credit these groups and take the policy's steps on them; raises TrainingError where they are stale."""
+    refuse_stale(groups, learner.version, settings.max_staleness)
     batch = credit(groups, settings)
     silent = statistics.mean(not any(row.advantages.any() for row in group.rows) for group in batch)
     return {**update_policy(learner, batch, settings, max_tokens, lr, seed), "frac_no_signal": silent}

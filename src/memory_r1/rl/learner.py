@@ -70,6 +70,11 @@ class Learner:
         self.optimizer = new_optimizer(self._weights)
 
     @property
+    def version(self) -> int:
+        """Of the weights: it grows with every optimizer step, and whenever other weights are taken up."""
+        return self.policy.version
+
+    @property
     def trainable(self) -> int:
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self._weights)
@@ -123,6 +128,7 @@ class Learner:
 
     def step(self, lr: float) -> float:
         """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
+        self.policy.version += 1
         return take_step(self.optimizer, lr, self.settings.max_grad_norm)
 
     def save(self, folder: Path) -> None:
@@ -145,6 +151,7 @@ class Learner:
         else:
             self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied heads are absent
         self.optimizer = new_optimizer(self._weights)
+        self.policy.version += 1
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer, critic."""
@@ -163,6 +170,7 @@ class Learner:
         if self.critic:
             self.critic.load_state(state["critic"])
         take_up(state, self._stateful(), self.optimizer)
+        self.policy.version += 1
 
     def _stateful(self) -> dict[str, Tensor]:
         """The weights that a state holds, by name."""

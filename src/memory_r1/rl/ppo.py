@@ -22,6 +22,7 @@ from memory_r1.rl.critic import Critic
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation, clipped_value_loss, kl_k1
 from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
 from memory_r1.rl.types import Group, Rollout
 from memory_r1.rl.update import (
     Credited,
@@ -147,7 +148,8 @@ class Judged:
 
 
 def judge(learner: Learner, groups: Sequence[Group], settings: PPOSettings) -> list[Judged]:
-    """Credit every token of these groups by GAE, whitened over all of them."""
+    """Credit every token of these groups by GAE, whitened over all of them; raises TrainingError for stale ones."""
+    refuse_stale(groups, learner.version, settings.max_staleness)
     batch = [_judge(learner, group, settings) for group in groups]
     rows = [row for judged in batch for row in judged.group.rows]
     if settings.whiten and rows:
