@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
@@ -24,16 +24,23 @@ from memory_r1.memory.card import write_card
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy, Sampling
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.vllm import VLLMSampler, VLLMSettings, require_vllm, served_rank
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
-from memory_r1.rl.rollout import Scorer
+from memory_r1.rl.rollout import Sampler, Scorer
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.tasks import Task, answer_task, manager_task
 from memory_r1.rl.types import Episode
+from memory_r1.rl.update import UpdateSettings
+
+Settings = TypeVar("Settings", bound=UpdateSettings)
+
+IMPORTANCE_CAP = 2.0
+"""Of rollouts that another engine sampled, where none was chosen."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class TrainSettings:
     """memory manager: turns that the temporal bank before a turn is made of"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
+    sampler: Literal["local", "vllm"] = "local"
+    """who writes rollouts and val replies: the trained model itself, or vLLM with the adapter as it grows"""
     answer: AnswerSettings = SMALL
     manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160))
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
@@ -65,11 +74,14 @@ class TrainSettings:
     warm_start: SFTSettings = field(default_factory=SFTSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
+    vllm: VLLMSettings = field(default_factory=VLLMSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
+        if self.sampler == "vllm":
+            served_rank(self.learner.lora_rank)
 
 
 def train_answer_agent(
@@ -140,9 +152,10 @@ def train_memory_manager(
     return _train(policy, task, settings, out, config, report)
 
 
-def greedy_reward(policy: LocalPolicy, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
+def greedy_reward(sampler: Sampler, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
     """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    completions = policy.complete([episode.prompt for episode in episodes], Sampling(max_tokens))
+    sampled = sampler.sample([episode.prompt for episode in episodes], Sampling(max_tokens), n=1)
+    completions = [group[0] for group in sampled]
     rewards = score(list(zip(episodes, completions, strict=True)))
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
@@ -161,10 +174,11 @@ def _train(
     _check(task, settings)
     _claim(out, config)
     learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
+    sampler = _sampler(learner, settings)
 
     def evaluate() -> Metrics:
         with learner.precision():
-            return greedy_reward(policy, task.val, max_tokens, task.score)
+            return greedy_reward(sampler, task.val, max_tokens, task.score)
 
     def train(algorithm: Algorithm) -> Path:
         check = evaluate if task.val else None
@@ -177,14 +191,32 @@ def _train(
         trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
-        trained = train(GRPO(task.episodes, settings.grpo, max_tokens, settings.seed, score=task.score))
+        grpo = _capped(settings.grpo, settings)
+        trained = train(GRPO(task.episodes, grpo, max_tokens, settings.seed, score=task.score, sampler=sampler))
     if settings.algo == "ppo":
-        trained = train(PPO(task.episodes, settings.ppo, max_tokens, settings.seed, score=task.score))
+        ppo = _capped(settings.ppo, settings)
+        trained = train(PPO(task.episodes, ppo, max_tokens, settings.seed, score=task.score, sampler=sampler))
     return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+
+
+def _sampler(learner: Learner, settings: TrainSettings) -> Sampler:
+    """Who samples: the policy itself, or vLLM with the learner's adapter."""
+    if settings.sampler == "local":
+        return learner.policy
+    return VLLMSampler(learner.policy, learner, settings.learner.lora_rank, settings.vllm)
+
+
+def _capped(algorithm: Settings, settings: TrainSettings) -> Settings:
+    """An algorithm's settings with an importance cap, where another engine samples and none was chosen."""
+    if settings.sampler == "local" or algorithm.importance_cap is not None:
+        return algorithm
+    return replace(algorithm, importance_cap=IMPORTANCE_CAP)
 
 
 def _check(task: Task, settings: TrainSettings) -> None:
     """Refuse what could only fail later."""
+    if settings.sampler == "vllm":
+        require_vllm()
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
         raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
