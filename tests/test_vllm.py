@@ -167,6 +167,7 @@ def test_weights_that_were_taken_up_count_as_other_weights(vllm: Record, learner
     learner.load_weights(tmp_path)
     assert sampler.sample(PROMPTS, Sampling(6, 1.0, seed=0), n=2) == first
     move(learner)
+    assert sampler.sample(PROMPTS, Sampling(6, 1.0, seed=0), n=2) != first
     learner.load_state(state)
     assert sampler.sample(PROMPTS, Sampling(6, 1.0, seed=0), n=2) == first
     ids = [call.adapter.lora_int_id for call in vllm.calls]
