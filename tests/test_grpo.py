@@ -21,7 +21,7 @@ from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout
-from memory_r1.rl.update import rollout_metrics
+from memory_r1.rl.update import rollout_metrics, sample_iteration
 
 MAX_TOKENS = 6
 SETTINGS = GRPOSettings(prompts=3, group=4, kl_coef=0.0)
@@ -232,6 +232,17 @@ def test_the_sampler_gap_shows_rollouts_of_other_weights(tiny_folder: Path) -> N
     stale = update(learner, groups, settings, MAX_TOKENS, 0.0)
     assert fresh["sampler_gap"] < 1e-4
     assert stale["sampler_gap"] > 0.01
+
+
+def test_rewards_are_asked_for_outside_of_the_policys_precision(tiny_folder: Path) -> None:
+    learner, seen = new_learner(tiny_folder, precision="bfloat16"), []
+
+    def score(pairs: Sequence[tuple[Letters, Completion]]) -> list[Reward]:
+        seen.append(torch.is_autocast_enabled("cpu"))  # a frozen agent or an embedder must run as it runs in use
+        return [episode.reward(completion) for episode, completion in pairs]
+
+    sample_iteration(learner, GRPO([Letters("hi")], replace(SETTINGS, prompts=1), MAX_TOKENS, score=score), 0)
+    assert seen == [False]
 
 
 def test_means_over_tokens_leave_out_the_groups_that_were_not_scored(tiny_folder: Path) -> None:

@@ -21,6 +21,7 @@ from conftest import Letters, new_learner
 from memory_r1.policy.base import Completion
 from memory_r1.rl.grpo import GRPOSettings, update
 from memory_r1.rl.learner import Learner
+from memory_r1.rl.parallel import World
 from memory_r1.rl.types import Group, Reward, Rollout
 from memory_r1.rl.update import Credited, CreditedGroup, update_policy
 
@@ -44,6 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 class Given:
     """Stands where a learner stands, with log-probabilities that are given: (B, T) each, the first with gradient."""
+
+    world = World()
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)

@@ -17,6 +17,7 @@ from memory_r1.policy.base import Sampling
 from memory_r1.rl.grpo import GRPO, GRPOSettings, update
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import importance_weight
+from memory_r1.rl.parallel import World
 from memory_r1.rl.ppo import CriticSettings, PPOSettings, judge, update_actor
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Rollout
@@ -58,6 +59,7 @@ class Dial:
         self.logits = torch.tensor([0.3, -0.5, 1.1, 0.0], dtype=torch.float64).requires_grad_()
         self.rewards = torch.tensor([1.0, 0.2, -0.3, 0.6], dtype=torch.float64)
         self.others = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)  # probabilities of another engine's
+        self.world = World()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
         chances = torch.log_softmax(self.logits, 0)

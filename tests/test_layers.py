@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "data"},
     {"endpoint"},
     {"dialogue", "policy", "bank"},
-    {"memory"},
+    {"memory", "lives"},
     {"bench", "serve"},
     {"rl"},
     {"cli"},

@@ -18,7 +18,7 @@ from fake_vllm import Record
 from memory_r1 import cli
 from memory_r1.bank import HashingEmbedder
 from memory_r1.bench.dataset import load_dataset
-from memory_r1.errors import InputError, ModelError, PromptError
+from memory_r1.errors import InputError, ModelError, PromptError, TrainingError
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.base import Sampling
 from memory_r1.policy.local import LocalPolicy
@@ -26,6 +26,7 @@ from memory_r1.policy.vllm import VLLMSampler, VLLMSettings, require_vllm, serve
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import LoopSettings
+from memory_r1.rl.parallel import World
 from memory_r1.rl.ppo import CriticSettings, PPOSettings
 from memory_r1.rl.sft import SFTSettings
 from memory_r1.rl.train import TrainSettings, train_answer_agent
@@ -55,7 +56,7 @@ def move(learner: Learner) -> None:
 
 
 def sampler_of(learner: Learner, **settings: Any) -> VLLMSampler:
-    return VLLMSampler(learner.policy, learner, learner.settings.lora_rank, VLLMSettings(**settings))
+    return VLLMSampler(learner.policy, learner, learner.lora_rank, VLLMSettings(**settings))
 
 
 # Tokens in, tokens out
@@ -337,6 +338,17 @@ def test_another_engines_log_probabilities_are_corrected_for_and_the_policys_own
     train(ragged_folder, data, tmp_path / "run", cold)
     (line,) = metrics(tmp_path / "run" / "grpo")
     assert line.get("importance_weight") == (None if weight is None else pytest.approx(weight, abs=1e-3))
+
+
+def test_several_processes_with_vllm_are_refused_and_make_no_run(
+    vllm: Record, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    crowd = World()
+    crowd.size = 2
+    monkeypatch.setattr("memory_r1.rl.train.join", lambda: crowd)
+    with pytest.raises(TrainingError, match=r"^sampler is vllm in 2 processes, expected one"):
+        train(tiny_folder, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_vllm_no_run_is_begun(

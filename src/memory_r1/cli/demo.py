@@ -72,8 +72,9 @@ class Demo:
         from memory_r1.policy import LocalPolicy
 
         name = f"answering ({adapter.parent.name if adapter else 'untrained'})"
+        policy, questions = LocalPolicy(adapter=adapter, precision="auto"), dataset.select(UNSEEN)[1]
         with progress(name) as step:
-            return predict(banks, dataset.select(UNSEEN)[1], LocalPolicy(adapter=adapter), SMALL, progress=step)
+            return predict(banks, questions, policy, SMALL, progress=step)
 
     def _train(self, dataset: Dataset) -> Path:
         from memory_r1.policy import LocalPolicy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -87,6 +87,8 @@ class ModelFlags:
     """an OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL; the key: MEMORY_R1_API_KEY or OPENAI_API_KEY"""
     adapter: Path | None = None
     """an adapter that memory-r1 train wrote, for a local model"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of a local model's weights; auto is bfloat16 where the machine computes it natively"""
 
     def policy(self) -> Policy:
         """The policy these flags name."""
@@ -94,7 +96,7 @@ class ModelFlags:
 
         base_url = self.base_url or os.environ.get("MEMORY_R1_BASE_URL")
         if not base_url:
-            return LocalPolicy(self.model, adapter=self.adapter)
+            return LocalPolicy(self.model, adapter=self.adapter, precision=self.precision)
         if self.model is None or self.adapter is not None:
             raise InputError(f"the endpoint {base_url} needs --model NAME, and takes no --adapter")
         return RemotePolicy(self.model, base_url=base_url)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from memory_r1.cli.flags import ModelFlags
 from memory_r1.cli.show import Step, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
+from memory_r1.rl.parallel import World, join
 from memory_r1.rl.train import TrainSettings
 
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
+    from memory_r1.bench.judge import Judge
+    from memory_r1.memory import LLMManager
+    from memory_r1.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,22 @@ class Train:
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
+    start: Path | None = None
+    """an adapter of the same agent to go on from; default: a new one"""
+    manager_adapter: Path | None = None
+    """answer agent: the memory manager's adapter on the same base model, which makes the banks; default: see --banks"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
+    judge_model: str | None = None
+    """--reward judge: the model that judges answers, named as for --model, or by its endpoint's name"""
+    judge_base_url: str | None = None
+    """--reward judge: its OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
+    teacher_adapter: Path | None = None
+    """--from-rollouts: the adapter of the policy that is imitated, on the same base; default: the base model alone"""
+    teacher_model: str | None = None
+    """--from-rollouts: another model to imitate, named as for --model, or by its endpoint's name"""
+    teacher_base_url: str | None = None
+    """--from-rollouts: that model's OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
     json: bool = False
     """print the result as JSON"""
 
@@ -50,9 +70,14 @@ class Train:
 
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
-        dataset = load_dataset(self.data)
-        with progress("training") as step:
-            adapter = self._trained(dataset, reporter(step))
+        if self.agent == "manager" and self.manager_adapter is not None:
+            raise InputError("--manager-adapter is for training the answer agent: leave it out")
+        world, dataset, judge, teacher = join(), load_dataset(self.data), self._judge(), self._teacher()
+        with progress("training") if world.main else nullcontext() as step:
+            adapter = self._trained(dataset, world, judge, teacher, reporter(step) if step else None)
+        world.leave()
+        if not world.main:
+            return 0
         curves = draw_curves(self.out)
         if self.json:
             print_json({"adapter": str(adapter), "curves": str(curves)})
@@ -63,15 +88,66 @@ class Train:
         print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
         return 0
 
-    def _trained(self, dataset: Dataset, report: Report) -> Path:
+    def _manager(self, device: str | None) -> LLMManager | None:
+        from memory_r1.memory.card import manager_of
+        from memory_r1.policy import LocalPolicy
+
+        if self.manager_adapter is None:
+            return None
+        return manager_of(LocalPolicy(self.model, adapter=self.manager_adapter, device=device, precision="auto"))
+
+    def _judge(self) -> Judge | None:
+        from memory_r1.bench.judge import Judge
+
+        wanted = self.settings.reward == "judge"
+        if wanted != (self.judge_model is not None) or (self.judge_base_url is not None and not wanted):
+            raise InputError("--reward judge and --judge-model NAME need each other: give both, or neither")
+        named = ModelFlags(self.judge_model, self.judge_base_url)
+        return Judge(named.policy()) if wanted else None
+
+    def _teacher(self) -> Policy | None:
+        from memory_r1.policy import LocalPolicy
+
+        named = ModelFlags(self.teacher_model, self.teacher_base_url, self.teacher_adapter)
+        if named == ModelFlags():
+            return None
+        if self.teacher_base_url and not self.teacher_model:
+            raise InputError(f"the teacher's endpoint {self.teacher_base_url} needs --teacher-model NAME")
+        if not self.settings.from_rollouts:
+            raise InputError("--teacher-adapter, --teacher-model and --teacher-base-url need --from-rollouts")
+        return named.policy() if self.teacher_model else LocalPolicy(self.model, adapter=self.teacher_adapter)
+
+    def _trained(
+        self, dataset: Dataset, world: World, judge: Judge | None, teacher: Policy | None, report: Report | None
+    ) -> Path:
         from memory_r1.policy import LocalPolicy
         from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
-        policy = LocalPolicy(self.model)
+        policy = LocalPolicy(self.model, device=world.device)
         if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
-        answerer = LocalPolicy(self.model, adapter=self.answerer)
-        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
+            return train_answer_agent(
+                policy,
+                dataset,
+                self.settings,
+                self.out,
+                start=self.start,
+                manager=self._manager(world.device),
+                judge=judge,
+                teacher=teacher,
+                report=report,
+            )
+        answerer = LocalPolicy(self.model, adapter=self.answerer, device=world.device, precision="auto")
+        return train_memory_manager(
+            policy,
+            dataset,
+            self.settings,
+            self.out,
+            answerer=answerer,
+            start=self.start,
+            judge=judge,
+            teacher=teacher,
+            report=report,
+        )
 
 
 def reporter(step: Step) -> Report:

@@ -1,7 +1,8 @@
 """The loop around every algorithm: iterate, log, check on val, keep the best, write a state to resume from.
 
-A run folder holds metrics.jsonl, TensorBoard events, state.pt (to resume), last/ and best/ (what was trained). Left
-out: what an iteration does (grpo.py, sft.py) and how progress looks (the callback's business).
+A run folder holds metrics.jsonl, TensorBoard events, state.pt (to resume), last/ and best/ (what was trained). Of
+several processes the main one writes and reports; all of them read the state, so they share the folder. Left out: what
+an iteration does (grpo.py, sft.py) and how progress looks (the callback's business).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +64,8 @@ class Loop:
         self.folder = folder
         self.settings = settings
         self._evaluate = evaluate
-        self._report = report
+        self._main = learner.world.main
+        self._report = report if self._main else None
         self._done = 0
         self._best = float("-inf")
 
@@ -72,27 +75,35 @@ class Loop:
         Ctrl-C, like every other end, leaves a state from which the next call goes on to the same numbers.
 
         Raises:
-            TrainingError: the state in the folder is another run's.
+            TrainingError: the state in the folder is another run's, or not all processes begin alike.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.algorithm.prepare(self.learner)
         self._resume()
-        with _Log(self.folder, self._done) as log:
+        world = self.learner.world
+        world.agree("weights or state to resume from", lambda: (self._done, self._best, self.learner.fingerprint()))
+        with _Log(self.folder, self._done) if self._main else nullcontext() as log:
             if self._done == 0 and self._evaluate:
-                log.write(0, self._checked())
+                self._write(log, self._checked())
             while self._done < self.algorithm.iterations:
                 self._iterate(log)
+        world.wait()
         return self._trained()
 
-    def _iterate(self, log: _Log) -> None:
+    def _write(self, log: _Log | None, metrics: Metrics) -> None:
+        if log is not None:
+            log.write(self._done, metrics)
+
+    def _iterate(self, log: _Log | None) -> None:
         began = time.perf_counter()
         metrics = self.algorithm.iterate(self.learner, self._done)
         metrics["seconds"] = time.perf_counter() - began
         self._done += 1
         if self._evaluate and self._due(self.settings.eval_every):
             metrics |= self._checked()
-        log.write(self._done, metrics)
-        if self._due(self.settings.checkpoint_every):
+        self._write(log, metrics)
+        if self._main and self._due(self.settings.checkpoint_every):
             self._save()
         if self._report:
             self._report(self.algorithm.name, self._done, self.algorithm.iterations, metrics)
@@ -106,7 +117,8 @@ class Loop:
         metrics = self._evaluate()
         if metrics["val/reward"] > self._best:
             self._best = metrics["val/reward"]
-            self.learner.save(self.folder / "best")
+            if self._main:
+                self.learner.save(self.folder / "best")
         return metrics
 
     def _trained(self) -> Path:

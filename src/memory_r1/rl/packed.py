@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TOLERANCE = 1e-3  # float32 log-probabilities of packed and plain differ by 1e-5 where the mask is honoured
+NOISE = 0.3  # of a leak's effect: what rounding may differ by; bfloat16 comes to an eighth, float32 to 1e-5
 
 
 def packed_logprobs(
@@ -82,18 +82,23 @@ def plain_states(model: Any, prompt: Sequence[int], completions: Sequence[Sequen
 
 
 def supports_packing(model: Any) -> bool:
-    """Whether packed and plain log-probabilities agree on a small probe; run once before training."""
+    """Whether packed and plain log-probabilities agree on a small probe; run once before training.
+
+    The measure is what a leak would do in the model's own precision: a completion that sees the one before it.
+    """
     import torch
 
     if not attends_to_all(model):
         return False  # a window longer than the probe would pass it
     vocabulary = model.config.get_text_config().vocab_size
     probe = [token % vocabulary for token in range(3, 203)]
-    prompt, completions = probe[:150], [probe[150:170], probe[170:175], probe[175:]]
+    prompt, first, second = probe[:150], probe[150:170], probe[170:]
     with torch.inference_mode():
-        packed = packed_logprobs(model, prompt, completions)
-        plain = plain_logprobs(model, prompt, completions)
-    return all(bool((a - b).abs().max() < TOLERANCE) for a, b in zip(packed, plain, strict=True))
+        packed = torch.cat(packed_logprobs(model, prompt, [first, second]))
+        plain = torch.cat(plain_logprobs(model, prompt, [first, second]))
+        leaked = plain_logprobs(model, [*prompt, *first], [second])[0]
+    leak = (leaked - plain[len(first) :]).abs().mean()
+    return bool((packed - plain).abs().mean() < NOISE * leak)
 
 
 def _packed_inputs(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -101,6 +106,8 @@ def _packed_inputs(model: Any, prompt: Sequence[int], completions: Sequence[Sequ
 
     ids, positions, owner = _pack(prompt, completions)
     device = model.device
+    if len(completions) == 1:  # plain causal attention, which needs no mask and computes no more than its half
+        return {"input_ids": torch.tensor([ids], device=device), "use_cache": False}
     return {
         "input_ids": torch.tensor([ids], device=device),
         "position_ids": torch.tensor([positions], device=device),

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Completion, Prompt, Sampling
-from memory_r1.rl.types import Episode, Group, Reward, Rollout
+from memory_r1.rl.course import Course, Draw, courses
+from memory_r1.rl.types import Episode, Group, Reward, Rollout, Step
 
 Scorer = Callable[[Sequence[tuple[Any, Completion]]], list[Reward]]
-"""What completions of episodes earn, in order. Where a model has to be asked, it is asked for all of them at once."""
+"""What completions of episodes earn, in order. Where a model has to be asked, it is asked for all of them at once.
+
+Of an episode of several decisions it gets the last one, in the state that those before it left.
+"""
 
 
 class Sampler(Protocol):
@@ -37,23 +42,46 @@ def one_by_one(pairs: Sequence[tuple[Episode, Completion]]) -> list[Reward]:
     return [episode.reward(completion) for episode, completion in pairs]
 
 
+def draw_of(sampler: Sampler, precision: Callable[[], AbstractContextManager[object]]) -> Draw:
+    """Sampling by a policy that runs here, in its precision, or by an engine, which has its own."""
+
+    def draw(prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[list[Completion]]:
+        with precision():
+            return sampler.sample(prompts, sampling, n=n)
+
+    return draw
+
+
 def sample_rollouts(
-    sampler: Sampler, episodes: Sequence[Episode], *, n: int, sampling: Sampling, score: Scorer = one_by_one
+    sampler: Sampler,
+    episodes: Sequence[Episode],
+    *,
+    n: int,
+    sampling: Sampling,
+    score: Scorer = one_by_one,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Group]:
-    """One group of n rollouts per episode, in order, sampled with the weights as they are now."""
-    sampled = sampler.sample([episode.prompt for episode in episodes], sampling, n=n)
+    """One group of n rollouts per episode, in order, sampled with the weights as they are now.
+
+    `precision` is the trained policy's own: what follows from a decision, and earns, is found out outside of it.
+    """
+    played = courses(draw_of(sampler, precision), episodes, n=n, sampling=sampling)
     version = sampler.version
-    pairs = [(episode, one) for episode, group in zip(episodes, sampled, strict=True) for one in group]
-    earned = iter(score(pairs))
+    earned = iter(score([course.last for group in played for course in group]))
     return [
         Group(
             episode,
             tuple(sampler.encode(episode.prompt)),
-            tuple(Rollout(completion, next(earned)) for completion in completions),
+            tuple(_rollout(sampler, course, next(earned)) for course in group),
             version,
         )
-        for episode, completions in zip(episodes, sampled, strict=True)
+        for episode, group in zip(episodes, played, strict=True)
     ]
+
+
+def _rollout(sampler: Sampler, course: Course, reward: Reward) -> Rollout:
+    (_, first), *later = course.written
+    return Rollout(first, reward, tuple(Step(tuple(sampler.encode(prompt)), one) for prompt, one in later))
 
 
 def refuse_stale(groups: Iterable[Group], version: int, max_staleness: int) -> None:

@@ -2,38 +2,52 @@
 
 The run folder holds config.json, a folder per algorithm (see loop.py), and adapter/: the PEFT adapter, with
 memory_r1.json beside it, which names the agent, the prompt format and the settings it was trained with. Calling it
-again on the same folder goes on from where it stopped. Left out: where episodes come from (tasks.py).
+again on the same folder goes on from where it stopped. Of several processes (parallel.py) all call these functions,
+and the main one writes the folder. Left out: where episodes come from (tasks.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset, Extraction
-from memory_r1.bench.run import claim_folder, plain, provenance
+from memory_r1.bench.judge import Judge
+from memory_r1.bench.managed import manage_all
+from memory_r1.bench.run import claim_folder, plain, provenance, remember_all
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.answer import SMALL, AnswerSettings
-from memory_r1.memory.card import write_card
-from memory_r1.memory.manage import ManagerSettings
+from memory_r1.memory.card import read_card, write_card
+from memory_r1.memory.manage import LLMManager, ManagerSettings
 from memory_r1.policy.base import Policy, Sampling
-from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.local import LocalPolicy, adapter_name
 from memory_r1.policy.vllm import VLLMSampler, VLLMSettings, require_vllm, served_rank
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner, LearnerSettings
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics, Report
 from memory_r1.rl.manager_episodes import OutcomeSettings
+from memory_r1.rl.parallel import join
 from memory_r1.rl.ppo import PPO, PPOSettings
 from memory_r1.rl.reward import RewardName, answer_reward
-from memory_r1.rl.rollout import Sampler, Scorer
+from memory_r1.rl.rollout import Sampler, Scorer, sample_rollouts
 from memory_r1.rl.sft import SFT, SFTSettings
-from memory_r1.rl.tasks import Task, answer_task, manager_task
+from memory_r1.rl.tasks import Banks, Task, answer_task, gold_banks, manager_task
+from memory_r1.rl.trajectories import (
+    RejectionSettings,
+    Trajectory,
+    load_trajectories,
+    sample_trajectories,
+    save_trajectories,
+)
 from memory_r1.rl.types import Episode
 from memory_r1.rl.update import UpdateSettings
 
@@ -41,6 +55,12 @@ Settings = TypeVar("Settings", bound=UpdateSettings)
 
 IMPORTANCE_CAP = 2.0
 """Of rollouts that another engine sampled, where none was chosen."""
+
+_BANKS: Mapping[str, Sequence[Banks]] = {
+    "add-only": (remember_all,),
+    "gold": (gold_banks,),
+    "both": (remember_all, gold_banks),
+}
 
 
 @dataclass(frozen=True)
@@ -57,21 +77,32 @@ class TrainSettings:
     """without val: the share of the training questions to hold out for it; 0 does without checks"""
     extract: Extraction = "turns"
     """what an entry is made of: the turn itself, the file's ready-made facts (LoCoMo), or facts the model writes"""
+    banks: Literal["add-only", "gold", "both"] = "add-only"
+    """answer agent: what makes the banks it answers from: adding every fact, the file's gold operations, or each"""
     reward: RewardName = "typed"
     """what an answer earns, see docs/training.md"""
     format_coef: float = 0.0
     """answer agent: taken off the reward of a reply that left the format"""
     window: int = 50
     """memory manager: turns that the temporal bank before a turn is made of"""
+    episode: Literal["single-step", "replay"] = "single-step"
+    """memory manager: decide about one turn, or about several in a row, on what the decisions before left"""
+    replay_turns: int = 8
+    """memory manager: consecutive turns of a replay episode"""
+    from_rollouts: bool = False
+    """the warm start imitates sampled replies that earned well (rejection sampling), not ones made from the data"""
+    trajectories: Path | None = None
+    """the warm start imitates this file, the trajectories.jsonl of a run or of another policy"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
     sampler: Literal["local", "vllm"] = "local"
     """who writes rollouts and val replies: the trained model itself, or vLLM with the adapter as it grows"""
     answer: AnswerSettings = SMALL
-    manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160))
+    manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160, turns_at_once=1))
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)
+    rejection: RejectionSettings = field(default_factory=RejectionSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     vllm: VLLMSettings = field(default_factory=VLLMSettings)
@@ -80,6 +111,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"val_fraction is {self.val_fraction}, expected 0 to 1, such as 0.2")
+        if self.replay_turns < 1:
+            raise InputError(f"replay_turns is {self.replay_turns}, expected at least 1")
+        if self.from_rollouts and self.trajectories:
+            raise InputError("got from_rollouts and trajectories, expected one source of replies to imitate")
         if self.sampler == "vllm":
             served_rank(self.learner.lora_rank)
 
@@ -90,6 +125,10 @@ def train_answer_agent(
     settings: TrainSettings,
     out: Path,
     *,
+    start: Path | None = None,
+    manager: LLMManager | None = None,
+    judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
@@ -98,22 +137,33 @@ def train_answer_agent(
     Args:
         policy: the base model; it samples with the adapter as it grows.
         out: the run folder; one with a state of the same settings is resumed.
+        start: an adapter to go on from; by default a new one is made.
+        manager: makes the banks in place of what `settings.banks` says (Memory-R1, Algorithm 2).
+        judge: for the reward of that name.
+        teacher: writes the rollouts that `from_rollouts` imitates; the base model itself by default.
 
     Raises:
-        TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions.
+        TrainingError: the folder holds another run, or no rollout may be imitated.
+        ModelError: `start` is no adapter of this agent on this base.
+        InputError: the data has no part of that name, or too few questions; the reward is judge, and there is none; a
+            file of trajectories cannot be read.
+        PolicyError: the judge's model failed, or the teacher's.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = answer_task(
         dataset,
         settings,
         dataset.extractor(settings.extract, policy),
         settings.answer,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         format_coef=settings.format_coef,
         shuffles=settings.warm_start.shuffles,
         embedder=embedder,
+        banks=[partial(manage_all, manager=manager)] if manager else _BANKS[settings.banks],
     )
-    return _train(policy, task, settings, out, _config("answer", policy, dataset, settings), report)
+    config = _config("answer", policy, dataset, settings, start)
+    config |= _named(manager=manager, judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, start, teacher, report)
 
 
 def train_memory_manager(
@@ -123,40 +173,53 @@ def train_memory_manager(
     out: Path,
     *,
     answerer: Policy,
+    start: Path | None = None,
+    judge: Judge | None = None,
+    teacher: Policy | None = None,
     embedder: Embedder | None = None,
     report: Report | None = None,
 ) -> Path:
     """Train an adapter for the memory manager against a frozen answer agent; returns its folder.
 
     Args:
-        policy, out: as for `train_answer_agent`.
+        policy, out, start, judge, teacher: as for `train_answer_agent`.
         answerer: the frozen answer agent's model, a policy of its own; `settings.answer` does not count for it.
 
     Raises:
-        TrainingError: the folder holds another run.
-        InputError: the data has no part of that name, or too few questions with evidence.
-        PolicyError: the answerer's model failed.
+        TrainingError, InputError: as from `train_answer_agent`, or too few questions have evidence.
+        PolicyError: the answerer's model failed, the judge's or the teacher's.
     """
+    join()  # before a model is loaded: it settles the process's GPU
     task = manager_task(
         dataset,
         settings,
         dataset.extractor(settings.extract, policy),
         settings.manager,
-        answer_reward(settings.reward),
+        answer_reward(settings.reward, judge),
         answerer,
         window=settings.window,
+        replay_turns=settings.replay_turns if settings.episode == "replay" else 0,
         outcome=settings.outcome,
         embedder=embedder,
     )
-    config = _config("manager", policy, dataset, settings) | {"answerer": answerer.name}
-    return _train(policy, task, settings, out, config, report)
+    config = _config("manager", policy, dataset, settings, start)
+    config |= _named(answerer=answerer, judge=judge, teacher=teacher)
+    return _train(policy, task, settings, out, config, start, teacher, report)
 
 
-def greedy_reward(sampler: Sampler, episodes: Sequence[Episode], max_tokens: int, score: Scorer) -> Metrics:
-    """The mean reward of greedy completions, and the means of its parts, under val/ names."""
-    sampled = sampler.sample([episode.prompt for episode in episodes], Sampling(max_tokens), n=1)
-    completions = [group[0] for group in sampled]
-    rewards = score(list(zip(episodes, completions, strict=True)))
+def greedy_reward(
+    learner: Learner, episodes: Sequence[Episode], max_tokens: int, score: Scorer, sampler: Sampler | None = None
+) -> Metrics:
+    """The mean reward of greedy rollouts, and the means of its parts, under val/ names."""
+    groups = sample_rollouts(
+        sampler or learner.policy,
+        learner.world.share(episodes),
+        n=1,
+        sampling=Sampling(max_tokens),
+        score=score,
+        precision=learner.precision,
+    )
+    rewards = learner.world.gather([rollout.reward for group in groups for rollout in group.rollouts])
     parts = sorted({name for reward in rewards for name in reward.parts})
     means = {f"val/{name}": sum(reward.parts[name] for reward in rewards) / len(rewards) for name in parts}
     return {"val/reward": sum(reward.value for reward in rewards) / len(rewards), **means}
@@ -168,27 +231,48 @@ def _train(
     settings: TrainSettings,
     out: Path,
     config: dict[str, object],
+    start: Path | None,
+    teacher: Policy | None,
     report: Report | None,
 ) -> Path:
     """Warm start, then the algorithm, each in a folder of its own; returns the adapter's."""
+    if settings.trajectories:
+        given = [one.demonstration() for one in load_trajectories(settings.trajectories)]
+        task = replace(task, demonstrations=given)
+        config = config | {"trajectories": hashlib.sha256(settings.trajectories.read_bytes()).hexdigest()}
     _check(task, settings)
-    _claim(out, config)
-    learner, max_tokens = Learner(policy, settings.learner, seed=settings.seed), task.settings.max_tokens
+    if start is not None:
+        read_card(start, type(task.settings), policy.base_name)
+    world = join()
+    if settings.sampler == "vllm" and world.size > 1:
+        raise TrainingError(f"sampler is vllm in {world.size} processes, expected one: start one, or sample locally")
+    world.agree("settings, models or data", lambda: _lessons(task, config))
+    if world.main:
+        _claim(out, config)
+    learner = Learner(policy, settings.learner, start=start, seed=settings.seed)
+    max_tokens = task.settings.max_tokens
     sampler = _sampler(learner, settings)
 
     def evaluate() -> Metrics:
-        with learner.precision():
-            return greedy_reward(sampler, task.val, max_tokens, task.score)
+        return greedy_reward(learner, task.val, max_tokens, task.score, sampler)
 
     def train(algorithm: Algorithm) -> Path:
         check = evaluate if task.val else None
         folder = out / algorithm.name
         trained = Loop(learner, algorithm, folder, settings.loop, evaluate=check, report=report).run()
-        write_card(trained, policy.base_name, task.settings)
+        if world.main:
+            write_card(trained, policy.base_name, task.settings)
         return trained
 
     if settings.warm_start.epochs > 0:
-        trained = train(SFT(task.demonstrations, settings.warm_start, settings.seed))
+        shown = task.demonstrations
+        if settings.from_rollouts:
+            file = out / "trajectories.jsonl"
+            if world.main and not file.is_file():
+                save_trajectories(file, _rollouts(learner, teacher, task, settings, report))
+            world.wait()
+            shown = [one.demonstration() for one in load_trajectories(file)]
+        trained = train(SFT(shown, settings.warm_start, settings.seed))
         learner.load_weights(trained)
     if settings.algo == "grpo":
         grpo = _capped(settings.grpo, settings)
@@ -196,14 +280,38 @@ def _train(
     if settings.algo == "ppo":
         ppo = _capped(settings.ppo, settings)
         trained = train(PPO(task.episodes, ppo, max_tokens, settings.seed, score=task.score, sampler=sampler))
-    return Path(shutil.copytree(trained, out / "adapter", dirs_exist_ok=True))
+    if world.main:
+        shutil.copytree(trained, out / "adapter", dirs_exist_ok=True)
+    world.wait()
+    return out / "adapter"
 
 
-def _sampler(learner: Learner, settings: TrainSettings) -> Sampler:
-    """Who samples: the policy itself, or vLLM with the learner's adapter."""
+def _rollouts(
+    learner: Learner, teacher: Policy | None, task: Task, settings: TrainSettings, report: Report | None
+) -> list[Trajectory]:
+    """What a warm start is to imitate of the rollouts of the teacher, by default the policy as it is."""
+
+    def tell(done: int, of: int, metrics: Mapping[str, float]) -> None:
+        if report:
+            report("rollouts", done, of, metrics)
+
+    return sample_trajectories(
+        teacher or learner.policy,
+        task.episodes,
+        settings.rejection,
+        max_tokens=task.settings.max_tokens,
+        seed=settings.seed,
+        score=task.score,
+        precision=nullcontext if teacher else learner.precision,
+        report=tell,
+    )
+
+
+def _sampler(learner: Learner, settings: TrainSettings) -> Sampler | None:
+    """Who samples beside the policy itself: vLLM with the learner's adapter."""
     if settings.sampler == "local":
-        return learner.policy
-    return VLLMSampler(learner.policy, learner, settings.learner.lora_rank, settings.vllm)
+        return None
+    return VLLMSampler(learner.policy, learner, learner.lora_rank, settings.vllm)
 
 
 def _capped(algorithm: Settings, settings: TrainSettings) -> Settings:
@@ -219,8 +327,8 @@ def _check(task: Task, settings: TrainSettings) -> None:
         require_vllm()
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
-        raise InputError(f"{len(task.episodes)} questions or turns to train on, expected at least {least}")
-    if settings.warm_start.epochs > 0 and not task.demonstrations:
+        raise InputError(f"{len(task.episodes)} questions, turns or stretches to train on, expected at least {least}")
+    if settings.warm_start.epochs > 0 and not task.demonstrations and not settings.from_rollouts:
         raise InputError(
             f"none of {len(task.episodes)} questions has its evidence among the {settings.answer.k} entries retrieved, "
             "expected some to imitate: retrieve more (answer.k), or leave the warm start out (warm_start.epochs 0)"
@@ -229,10 +337,24 @@ def _check(task: Task, settings: TrainSettings) -> None:
         raise TrainingError("nothing to train: sft needs warm_start.epochs above 0")
 
 
-def _config(agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings) -> dict[str, object]:
+def _config(
+    agent: str, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, start: Path | None
+) -> dict[str, object]:
     """What makes a run the same run."""
     data = {"path": str(dataset.path), "sha256": dataset.sha256}
-    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data}
+    begun = {} if start is None else {"start": adapter_name(start)}
+    return {"agent": agent, "settings": plain(settings), "base": policy.base_name, "data": data, **begun}
+
+
+def _lessons(task: Task, config: Mapping[str, object]) -> str:
+    """A hash of what is trained on and how: the same in all processes, or their shares would not fit together."""
+    asked = [(one.id, one.prompt) for one in (*task.episodes, *task.val)]
+    return hashlib.sha256(repr((_identity(config), asked, task.demonstrations)).encode()).hexdigest()
+
+
+def _named(**others: Policy | Judge | LLMManager | None) -> dict[str, object]:
+    """The models beside the one that is trained, as far as there are any, by what they do."""
+    return {role: one.name for role, one in others.items() if one}
 
 
 def _claim(out: Path, config: dict[str, object]) -> None:
@@ -257,4 +379,5 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
-    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], config.get("answerer")
+    others = [config.get(name) for name in ("start", "manager", "answerer", "judge", "teacher", "trajectories")]
+    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others
