@@ -88,6 +88,10 @@ def test_half_the_turns_or_more_hold_nothing_to_keep_and_every_operation_occurs(
     assert kinds["ADD"] > kinds["UPDATE"] > kinds["DELETE"] > 0
 
 
+def test_a_turn_tells_at_most_two_things_and_some_tell_two(made: Invented) -> None:
+    assert max(len(turn.operations or ()) for dialogue in made.dialogues for turn in dialogue.turns) == 2
+
+
 def test_no_slot_and_no_gap_is_left_in_a_text(made: Invented) -> None:
     texts = [turn.text for dialogue in made.dialogues for turn in dialogue.turns]
     texts += [each for question in made.questions for each in (question.text, question.answer)]

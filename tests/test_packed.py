@@ -78,6 +78,26 @@ def test_completions_of_one_token_and_prompts_of_one_token_are_scored(tiny: Loca
     assert torch.cat(scored).tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_gradient_checkpointing_changes_nothing(model: Any) -> None:
+    """It keeps no keys and values to go on from, so the group goes through in one piece."""
+    plain = plain_logprobs(model, PROMPT, group(5))
+    model.get_decoder().gradient_checkpointing_enable({"use_reentrant": False})
+    packed = packed_logprobs(model.train(), PROMPT, group(5))
+    for ours, wanted in zip(packed, plain, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=0)
+    ours, wanted = gradient(model, packed), gradient(model, plain)
+    assert (ours - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_the_prompt_goes_through_the_model_once_and_no_last_token_does(tiny: LocalPolicy) -> None:
+    fed: list[list[int]] = []
+    embedding = tiny.model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].flatten().tolist()))
+    packed_logprobs(tiny.model, PROMPT, [[10, 11, 12], [20], [30, 31]])
+    assert fed == [PROMPT, [10, 11, 30]]
+
+
 @pytest.mark.parametrize("changed", [0, 2, 7])
 def test_changing_a_completion_leaves_the_others_untouched(tiny: LocalPolicy, changed: int) -> None:
     completions = group(8)

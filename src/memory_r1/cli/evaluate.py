@@ -67,7 +67,7 @@ class _Eval:
         dialogues, questions = dataset.select(part)
         questions = questions[: self.limit]
         # made before the minutes of remembering, so that a wrong flag is refused at once
-        policy = None if self.recall and self.extract != "llm" else self.model.policy()
+        policy = None if self.recall and self.extract != "llm" else self.model.policy("answer")
         settings = self.answer.settings(policy) if policy else None
         with progress("remembering") as step:
             banks = self._remembered(dialogues, dataset.extractor(self.extract, policy), step)
@@ -88,7 +88,7 @@ class _Eval:
 
         if self.manager == "add-only":
             return remember_all(dialogues, extractor, progress=step)
-        manager = manager_of(replace(self.model, adapter=self.manager_adapter).policy())
+        manager = manager_of(replace(self.model, adapter=self.manager_adapter).policy("manager"))
         return manage_all(dialogues, extractor, progress=step, manager=manager, file=self.bank)
 
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:

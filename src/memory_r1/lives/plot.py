@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
+import memory_r1.lives.when as when
 from memory_r1.dialogue import GoldOperation
-from memory_r1.lives import when
 from memory_r1.lives.people import Deck, Person
 from memory_r1.lives.stories import Beat, Story
 

@@ -62,7 +62,7 @@ class Conversation:
 
     def _tell(self, happening: Happening) -> None:
         speaker, last = happening.person, self.lines[-1].speaker
-        if last is speaker and self._unanswered and self._maybe(_SECOND_FACT):
+        if last is speaker and len(self.lines[-1].told) == 1 and self._maybe(_SECOND_FACT):
             self._add(speaker, self._line("also", speaker))
             self._beat(happening)
             return

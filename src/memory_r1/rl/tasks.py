@@ -23,7 +23,7 @@ from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
-from memory_r1.rl.lessons import GoldManager, lessons
+from memory_r1.rl.lessons import GoldManager, Lessons, lessons
 from memory_r1.rl.manager_episodes import (
     ManagerEpisode,
     Outcome,
@@ -167,15 +167,18 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    asked = {episode.questions[0].dialogue_id for episode in episodes}
-    taught = {
-        dialogue.id: lessons(dialogue, extractor(dialogue), k=settings.k, embedder=embedder).demonstrations
-        for dialogue in dialogues
-        if dialogue.id in asked
-    }
-    added = [one for each in episodes if not taught[each.questions[0].dialogue_id] for one in each.demonstrations()]
-    shown = [*(demonstration for each in taught.values() for demonstration in each), *added]
+    shown = _shown(dialogues, episodes, lambda one: lessons(one, extractor(one), k=settings.k, embedder=embedder))
     return Task(episodes, of(held), shown, judge, settings, remarks(questions, episodes))
+
+
+def _shown(
+    dialogues: Sequence[Dialogue], episodes: Sequence[ManagerEpisode], taught: Callable[[Dialogue], Lessons]
+) -> list[Demonstration]:
+    """What the memory manager imitates: the lessons of dialogues that have some; of others, adding turns."""
+    asked = {episode.questions[0].dialogue_id for episode in episodes}
+    known = {dialogue.id: taught(dialogue).demonstrations for dialogue in dialogues if dialogue.id in asked}
+    added = [one for each in episodes if not known[each.questions[0].dialogue_id] for one in each.demonstrations()]
+    return [*(demonstration for each in known.values() for demonstration in each), *added]
 
 
 def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:
