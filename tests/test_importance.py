@@ -13,13 +13,13 @@ from torch import Tensor
 
 from conftest import Letters, new_learner
 from memory_r1.errors import InputError, TrainingError
-from memory_r1.policy.base import Sampling
+from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.rl.grpo import GRPO, GRPOSettings, update
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import importance_weight
 from memory_r1.rl.parallel import World
 from memory_r1.rl.ppo import CriticSettings, PPOSettings, judge, update_actor
-from memory_r1.rl.rollout import sample_rollouts
+from memory_r1.rl.rollout import Sampler, sample_rollouts
 from memory_r1.rl.types import Group, Rollout
 from memory_r1.rl.update import Credited, CreditedGroup, UpdateSettings, sample_iteration, update_policy
 
@@ -138,6 +138,25 @@ def test_a_cap_or_a_staleness_below_0_is_refused(settings: dict[str, Any]) -> No
     ((name, value),) = settings.items()
     with pytest.raises(InputError, match=f"^{name} is {value}, expected 0 or above"):
         UpdateSettings(**settings)
+
+
+def test_another_engine_samples_outside_of_the_learners_precision_and_the_learner_within(tiny_folder: Path) -> None:
+    learner, autocast = new_learner(tiny_folder, precision="bfloat16"), list[bool]()
+
+    class Watched:
+        version = learner.version
+        encode = staticmethod(learner.encode)
+
+        def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int) -> list[list[Completion]]:
+            autocast.append(torch.is_autocast_enabled("cpu"))
+            return learner.policy.sample(prompts, sampling, n=n)
+
+    def logprobs(sampler: Sampler | None) -> list[float]:
+        groups = sample_iteration(learner, GRPO(EPISODES, SETTINGS, MAX_TOKENS, sampler=sampler), 0)
+        return [logprob for group in groups for one in group.rollouts for logprob in one.completion.logprobs]
+
+    assert logprobs(Watched()) != logprobs(None)  # bfloat16 products
+    assert autocast == [False]
 
 
 # Stale weights
