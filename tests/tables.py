@@ -37,6 +37,7 @@ class Table:
         self.rewards = torch.rand(V * V, generator=generator, dtype=torch.float64)
         self.start_value, self.values = 0.37, normal(V)
         self.critic = SimpleNamespace(values=self.expected)
+        self.version = 0
         self.world = World()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:

@@ -224,7 +224,7 @@ def test_a_kl_term_without_a_reference_is_a_training_error(tiny_folder: Path) ->
 
 
 def test_the_sampler_gap_shows_rollouts_of_other_weights(tiny_folder: Path) -> None:
-    learner, settings = new_learner(tiny_folder, 0), replace(SETTINGS, group=8)
+    learner, settings = new_learner(tiny_folder, 0), replace(SETTINGS, group=8, max_staleness=1)
     groups = sample_rollouts(learner.policy, [Letters("hi")], n=8, sampling=Sampling(MAX_TOKENS, 1.0, seed=0))
     fresh = update(learner, groups, settings, MAX_TOKENS, 0.0)
     with torch.no_grad():

@@ -22,7 +22,8 @@ FLOORS = [
     {"cli"},
 ]
 FLOOR = {part: number for number, floor in enumerate(FLOORS) for part in floor}
-HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "accelerate", "matplotlib", "nltk", "openai", "gguf"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "accelerate", "vllm"}
+HEAVY |= {"matplotlib", "nltk", "openai", "gguf"}
 
 
 def module_name(path: Path) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from safetensors.torch import load_file
 
 from conftest import Letters, new_learner
 from memory_r1.errors import InputError, TrainingError
-from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.evaluation import TAIL, Evaluation, evaluate, spread
+from memory_r1.policy.base import Completion
+from memory_r1.rl.evaluation import Evaluation, evaluate
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.rollout import one_by_one
-from memory_r1.rl.types import Reward
 
 EPISODES = [Letters(text) for text in ("one", "two", "three", "four", "five")]
 SETTINGS = GRPOSettings(epochs_over_data=2.8, prompts=2, group=3, lr=1e-2, kl_coef=0.01, update_epochs=2)
@@ -392,52 +391,6 @@ def test_the_replies_to_the_same_episodes_are_kept_at_every_check(ragged_folder:
     ]
     assert {line["prompt"] for line in lines} == {"one", "three"}
     assert all(line["reward"] == Letters("").reward(Completion(line["reply"])).value for line in lines)
-
-
-def test_without_val_a_few_training_episodes_are_answered_and_nothing_is_counted(ragged_folder: Path) -> None:
-    learner = new_learner(ragged_folder)
-    found = evaluate(learner, [], EPISODES, shown=2, max_tokens=8, score=one_by_one)
-    assert found.metrics == {}
-    assert [sample.episode for sample in found.samples] == ["one", "three"]
-
-
-@dataclass(frozen=True)
-class Twice(Letters):
-    """An episode of two decisions."""
-
-    def after(self, completion: Completion) -> Letters:
-        return Letters(f"{self.id} again")
-
-
-def test_of_several_decisions_all_are_kept_and_the_outcome_is_found_out_outside_of_the_policys_precision(
-    ragged_folder: Path,
-) -> None:
-    """A frozen answer agent, an embedder or a judge must run as it runs in use."""
-    learner, cast = new_learner(ragged_folder, precision="bfloat16"), list[bool]()
-
-    def score(pairs: Sequence[tuple[Letters, Completion]]) -> list[Reward]:
-        cast.append(torch.is_autocast_enabled("cpu"))
-        return one_by_one(pairs)
-
-    (sample,) = evaluate(learner, [Twice("one")], [], shown=1, max_tokens=8, score=score).samples
-    with learner.precision():
-        first, second = (
-            learner.policy.complete([Letters(text).prompt], Sampling(8))[0] for text in ("one", "one again")
-        )
-    assert cast == [False]
-    assert (sample.prompt, sample.reply) == ("one", f"{first.text}\n\n{second.text}")
-    assert sample.reward == Letters("").reward(second).value
-
-
-def test_the_end_of_a_long_prompt_is_kept(ragged_folder: Path) -> None:
-    learner, long = new_learner(ragged_folder), Letters("a" * 700 + "the question")
-    (sample,) = evaluate(learner, [long], [], shown=1, max_tokens=2, score=one_by_one).samples
-    assert sample.prompt == "... " + long.id[-TAIL:]
-
-
-@pytest.mark.parametrize(("count", "wanted"), [(0, ""), (1, "a"), (2, "ac"), (3, "abd"), (5, "abcde"), (9, "abcde")])
-def test_samples_are_spread_evenly(count: int, wanted: str) -> None:
-    assert "".join(spread("abcde", count)) == wanted
 
 
 def test_every_iteration_is_reported(tiny_folder: Path, tmp_path: Path) -> None:

@@ -125,6 +125,10 @@ def test_all_processes_hold_the_whole_iterations_rollouts_each_drawn_by_one_of_t
     assert drawn[1][0] != drawn[1][1]  # the same prompt, drawn by two processes
 
 
+def test_rollouts_of_all_processes_are_of_one_version_of_the_weights(two: list[dict[str, Any]]) -> None:
+    assert [told["sampled"]["versions"] for told in two] == [[0, 0, 0, 1, 1, 1]] * 2
+
+
 def test_results_are_in_the_order_of_the_items_whoever_made_them(two: list[dict[str, Any]]) -> None:
     for told in two:
         assert told["anywhere"] == [True, False]

@@ -339,7 +339,7 @@ def told(
     def values(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [torch.tensor([*EXPECTED[tuple(tokens[:-1])], 0.4]) for tokens in completions]
 
-    learner = cast(Learner, SimpleNamespace(critic=SimpleNamespace(values=values), world=World()))
+    learner = cast(Learner, SimpleNamespace(critic=SimpleNamespace(values=values), world=World(), version=0))
     batch = judged_by_critic(learner, groups, PPOSettings(whiten=False, kl_coef=0.0, **settings))
     pairs = [pair for one in batch for pair in zip(one.group.rows, one.returns, strict=True)]
     rounded = [(tuple(row.tokens), row.advantages.tolist(), returns.tolist()) for row, returns in pairs]

@@ -50,6 +50,7 @@ class LocalPolicy:
         self.embedded = model is None
         self.source = Path(model) if model is not None else embedded_model()
         self.adapter = Path(adapter) if adapter is not None else None
+        self.version = 0  # who trains the weights counts their changes here
         self._device = device
         self._precision: Precision = precision
         self._batch_tokens = batch_tokens
@@ -75,6 +76,15 @@ class LocalPolicy:
     def hub_name(self) -> str:
         """What other tools load the base by: its folder or hub id; the embedded model's is that of its original."""
         return EMBEDDED_HUB_NAME if self.embedded else str(self.source)
+
+    @property
+    def place(self) -> str:
+        """The folder or hub id that transformers loads the base from; a .gguf file's is where it was unpacked.
+
+        Raises:
+            ModelError: no such model.
+        """
+        return _locate(self.source, self._precision)
 
     @property
     def model(self) -> Any:
@@ -127,6 +137,26 @@ class LocalPolicy:
         ids: list[int] = encoded["input_ids"]
         return ids
 
+    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, context: int | None = None) -> list[list[int]]:
+        """The tokens of several prompts that each leave room for a reply.
+
+        Args:
+            max_tokens: longest reply.
+            context: longest prompt with its reply; None takes what the model was made for.
+
+        Raises:
+            PromptError: a prompt with its reply would be longer.
+        """
+        holds = context or getattr(self.model.config, "max_position_embeddings", None)
+        encoded = [self.encode(prompt) for prompt in prompts]
+        for number, ids in enumerate(encoded, start=1):
+            if holds is not None and len(ids) + max_tokens > holds:
+                raise PromptError(
+                    f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
+                    f"{holds}: retrieve fewer entries (--k) or use a model with a longer context"
+                )
+        return encoded
+
     def encode_reply(self, text: str) -> list[int]:
         """A reply's tokens as the policy would have written them, the end token last; for imitation."""
         ids: list[int] = self.tokenizer(self._defused(text), add_special_tokens=False)["input_ids"]
@@ -152,8 +182,7 @@ class LocalPolicy:
             ModelError: the model cannot be loaded.
             PromptError: a prompt with its completion exceeds the model's context.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
-        self._check_lengths(encoded, sampling.max_tokens)
+        encoded = self.encode_all(prompts, sampling.max_tokens)
         generator = self._generator(sampling.seed)
         groups: list[list[Completion]] = [[] for _ in encoded]
         with self._lock:
@@ -168,10 +197,11 @@ class LocalPolicy:
                     generator=generator,
                 )
                 for i, group in zip(batch, sampled, strict=True):
-                    groups[i] = [self._completion(len(encoded[i]), one) for one in group]
+                    groups[i] = [self.completion(len(encoded[i]), one) for one in group]
         return groups
 
-    def _completion(self, prompt_tokens: int, sampled: Sampled) -> Completion:
+    def completion(self, prompt_tokens: int, sampled: Sampled) -> Completion:
+        """What was sampled after a prompt of so many tokens, with its text."""
         return Completion(
             text=self.decode(sampled.tokens).strip(),
             finish="stop" if sampled.ended else "length",
@@ -180,15 +210,6 @@ class LocalPolicy:
             tokens=tuple(sampled.tokens),
             logprobs=tuple(sampled.logprobs),
         )
-
-    def _check_lengths(self, encoded: list[list[int]], max_tokens: int) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        for number, ids in enumerate(encoded, start=1):
-            if context is not None and len(ids) + max_tokens > context:
-                raise PromptError(
-                    f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
-                    f"{context}: retrieve fewer entries (--k) or use a model with a longer context"
-                )
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         import torch

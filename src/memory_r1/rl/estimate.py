@@ -16,8 +16,9 @@ Tokens and iterations are counted; minutes and memory are scaled up from a few s
 
 A reply is taken to be as long as the warm start's replies on average, without a warm start as long as the limit. Where
 an episode has several decisions, "a prompt" stands for all of them, each taken to cost what a first one does: it costs
-more, since later decisions share no prompt. Left out: checkpoints, several processes, and other models: a memory
-manager's frozen answer agent, a judge and a teacher are asked in the run and not here.
+more, since later decisions share no prompt. Sampling is the learner's own, whoever samples in the run. Left out:
+checkpoints, several processes, and other models: a memory manager's frozen answer agent, a judge and a teacher are
+asked in the run and not here.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.rl.learner import Learner
-from memory_r1.rl.rollout import Scorer, sample_rollouts
+from memory_r1.rl.rollout import Sampler, Scorer, sample_rollouts
 from memory_r1.rl.types import Episode, Reward
 
 Item = TypeVar("Item")
@@ -52,6 +52,7 @@ def evaluate(
     shown: int,
     max_tokens: int,
     score: Scorer,
+    sampler: Sampler | None = None,
 ) -> Evaluation:
     """Greedy rollouts of val, or without val of a few training episodes, which are shown and not counted.
 
@@ -61,16 +62,10 @@ def evaluate(
         shown: rollouts kept to read, of episodes spread evenly over val or train.
         max_tokens: longest reply.
         score: what rollouts earn (rollout.py).
+        sampler: who writes them; None is the learner itself.
     """
     asked, world = val or spread(train, shown), learner.world
-    groups = sample_rollouts(
-        learner.policy,
-        world.share(asked),
-        n=1,
-        sampling=Sampling(max_tokens),
-        score=score,
-        precision=learner.precision,
-    )
+    groups = sample_rollouts(sampler or learner, world.share(asked), n=1, sampling=Sampling(max_tokens), score=score)
     written = [
         ([step.completion for step in group.steps(rollout)], rollout.reward)
         for group in groups

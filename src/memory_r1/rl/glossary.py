@@ -49,6 +49,7 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
         "mean and largest absolute difference between the sampler's log-probabilities and the learner's: should stay "
         "small (mean in bfloat16: about 0.05)",
     ),
+    (("importance_weight",), "mean weight that corrects for another engine's sampling, where one is set: near 1"),
     (("seconds",), "wall time of the iteration, without checks on val"),
 )
 GLOSSARY: dict[str, str] = {name: text for names, text in LINES for name in names}

@@ -17,6 +17,7 @@ from memory_r1.errors import InputError
 from memory_r1.rl.advantage import Scaling, group_advantages
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
 from memory_r1.rl.types import Group
 from memory_r1.rl.update import (
     CreditedGroup,
@@ -64,7 +65,8 @@ class GRPO(OnEpisodes[GRPOSettings]):
 def update(
     learner: Learner, groups: Sequence[Group], settings: GRPOSettings, max_tokens: int, lr: float, seed: int = 0
 ) -> Metrics:
-    """Credit these groups and take the policy's steps on them."""
+    """Credit these groups and take the policy's steps on them; raises TrainingError where they are stale."""
+    refuse_stale(groups, learner.version, settings.max_staleness)
     episodes = credit(groups, settings)
     silent = statistics.mean(not any(row.advantages.any() for part in parts for row in part.rows) for parts in episodes)
     batch = [part for parts in episodes for part in parts]

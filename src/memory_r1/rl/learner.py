@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_r1.errors import TrainingError
+from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
 from memory_r1.rl.critic import Critic
 from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
@@ -79,9 +80,33 @@ class Learner:
         self.optimizer = new_optimizer(self._weights)
 
     @property
+    def version(self) -> int:
+        """Of the weights: it grows with every optimizer step, and whenever other weights are taken up."""
+        return self.policy.version
+
+    @property
+    def lora_rank(self) -> int:
+        """Of the adapter, which one that was given as a start brings with it; 0 where all weights are trained."""
+        return int(self.model.peft_config[_TRAINED].r) if self.settings.lora_rank else 0
+
+    @property
+    def name(self) -> str:
+        """The base's name."""
+        return self.policy.name
+
+    @property
     def trainable(self) -> int:
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self._weights)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens; see `LocalPolicy.encode`."""
+        return self.policy.encode(prompt)
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int) -> list[list[Completion]]:
+        """n completions of each prompt with the weights as they are now, in their precision; see `LocalPolicy`."""
+        with self.precision():
+            return self.policy.sample(prompts, sampling, n=n)
 
     def logprobs(
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
@@ -134,6 +159,7 @@ class Learner:
 
     def step(self, lr: float) -> float:
         """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
+        self.policy.version += 1
         return take_step(self.optimizer, lr, self.settings.max_grad_norm, self.world)
 
     def save(self, folder: Path) -> None:
@@ -156,6 +182,7 @@ class Learner:
         else:
             self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied heads are absent
         self.optimizer = new_optimizer(self._weights)
+        self.policy.version += 1
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer, critic."""
@@ -181,6 +208,7 @@ class Learner:
         if self.critic:
             self.critic.load_state(state["critic"])
         take_up(state, self._stateful(), self.optimizer)
+        self.policy.version += 1
 
     def _stateful(self) -> dict[str, Tensor]:
         """The weights that a state holds, by name."""

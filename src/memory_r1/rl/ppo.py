@@ -29,6 +29,7 @@ from memory_r1.rl.critic import Critic
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation, clipped_value_loss, kl_k1
 from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
 from memory_r1.rl.types import Group, Rollout, Step
 from memory_r1.rl.update import (
     Credited,
@@ -156,7 +157,8 @@ class Judged:
 
 
 def judge(learner: Learner, groups: Sequence[Group], settings: PPOSettings) -> list[Judged]:
-    """Credit every token of these groups by GAE, whitened over all of them."""
+    """Credit every token of these groups by GAE, whitened over all of them; raises TrainingError for stale ones."""
+    refuse_stale(groups, learner.version, settings.max_staleness)
     critic = _critic(learner)
     trained = [_trained(group, settings) for group in groups]
     unjudged = [

@@ -26,6 +26,7 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "What it earns": ("reward", "reward/exact_match", "frac_no_signal"),
     "What it writes": ("completion_tokens", "truncated", "reward/distilled", "reward/retention", "reward/entries"),
     "How the policy moves": ("loss", "kl", "entropy_estimate", "clip_fraction", "grad_norm", "lr"),
+    "How the sampler differs": ("sampler_gap", "sampler_gap_max", "importance_weight"),
     "What the critic sees": ("value_loss", "explained_variance", "critic_grad_norm", "critic_lr"),
 }
 _VAL = escape(meaning("val/..."))

@@ -12,6 +12,7 @@ from memory_r1.errors import InputError
 from memory_r1.memory.answer import SMALL, AnswerSettings
 from memory_r1.memory.manage import LLMManager, ManagerSettings
 from memory_r1.policy.base import Policy
+from memory_r1.policy.vllm import VLLMSettings, served_rank
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.loop import LoopSettings
@@ -54,6 +55,8 @@ class TrainSettings:
     """the warm start imitates this file, the trajectories.jsonl of a run or of another policy"""
     seed: int = 0
     """of the adapter's first weights, the order of questions, and sampling"""
+    sampler: Literal["local", "vllm"] = "local"
+    """who writes rollouts and val replies: the trained model itself, or vLLM with the adapter as it grows"""
     answer: AnswerSettings = SMALL
     manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160, turns_at_once=1))
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
@@ -62,6 +65,7 @@ class TrainSettings:
     rejection: RejectionSettings = field(default_factory=RejectionSettings)
     grpo: GRPOSettings = field(default_factory=GRPOSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
+    vllm: VLLMSettings = field(default_factory=VLLMSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class TrainSettings:
             raise InputError(f"replay_turns is {self.replay_turns}, expected at least 1")
         if self.from_rollouts and self.trajectories:
             raise InputError("got from_rollouts and trajectories, expected one source of replies to imitate")
+        if self.sampler == "vllm":
+            served_rank(self.learner.lora_rank)
 
 
 @dataclass(frozen=True)

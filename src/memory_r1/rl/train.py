@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from memory_r1.bank import Embedder
 from memory_r1.bench.dataset import Dataset
@@ -23,6 +23,7 @@ from memory_r1.bench.run import remember_all
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.card import read_card, write_card
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.vllm import VLLMSampler, require_vllm
 from memory_r1.rl.estimate import Estimate, estimate
 from memory_r1.rl.evaluation import Evaluation, evaluate
 from memory_r1.rl.grpo import GRPO
@@ -33,12 +34,19 @@ from memory_r1.rl.parallel import join
 from memory_r1.rl.ppo import PPO
 from memory_r1.rl.report import write_page
 from memory_r1.rl.reward import answer_reward
+from memory_r1.rl.rollout import Sampler
 from memory_r1.rl.settings import Others, TrainSettings
 from memory_r1.rl.sft import SFT
 from memory_r1.rl.tasks import Banks, Task, answer_task, gold_banks, manager_task
 from memory_r1.rl.trajectories import Trajectory, load_trajectories, sample_trajectories, save_trajectories
 from memory_r1.rl.types import Demonstration
+from memory_r1.rl.update import UpdateSettings
 from memory_r1.rl.whole import whole_folder
+
+Settings = TypeVar("Settings", bound=UpdateSettings)
+
+IMPORTANCE_CAP = 2.0
+"""Of rollouts that another engine sampled, where none was chosen."""
 
 _BANKS: Mapping[str, Sequence[Banks]] = {
     "add-only": (remember_all,),
@@ -178,6 +186,10 @@ def _checked(task: Task, policy: LocalPolicy, settings: TrainSettings, others: O
         task = replace(task, demonstrations=())
     if settings.trajectories:
         task = replace(task, demonstrations=_shown(load_trajectories(settings.trajectories)))
+    if settings.sampler == "vllm":
+        require_vllm()
+        if (size := join().size) > 1:
+            raise TrainingError(f"sampler is vllm in {size} processes, expected one: start one, or sample locally")
     least = {"grpo": settings.grpo.prompts, "ppo": settings.ppo.prompts, "sft": 1}[settings.algo]
     if len(task.episodes) < least:
         raise InputError(f"{len(task.episodes)} questions, turns or stretches to train on, expected at least {least}")
@@ -224,10 +236,10 @@ def _train(
             if note:
                 note(remark)
     learner = Learner(policy, settings.learner, start=others.start, seed=settings.seed)
-    run = _Run(learner, task, settings, out, report, note)
+    run = _Run(learner, _sampler(learner, settings), task, settings, out, report, note)
     if settings.from_rollouts and settings.warm_start.epochs > 0:
         run = replace(run, task=replace(task, demonstrations=run.rollouts(others)))
-    for algorithm in _algorithms(run.task, settings):
+    for algorithm in _algorithms(run.task, settings, run.sampler):
         trained = run.train(algorithm)
     if world.main:
         with whole_folder(out / "adapter") as adapter:
@@ -239,9 +251,10 @@ def _train(
 
 @dataclass(frozen=True)
 class _Run:
-    """A task, the learner that is trained on it, and the folder in which this is kept."""
+    """A task, the learner that is trained on it, who samples, and the folder in which this is kept."""
 
     learner: Learner
+    sampler: Sampler
     task: Task
     settings: TrainSettings
     out: Path
@@ -270,8 +283,15 @@ class _Run:
     def look(self) -> Evaluation:
         """The policy as it is now, on val."""
         task = self.task
-        shown, max_tokens = self.settings.loop.samples, task.settings.max_tokens
-        return evaluate(self.learner, task.val, task.episodes, shown=shown, max_tokens=max_tokens, score=task.score)
+        return evaluate(
+            self.learner,
+            task.val,
+            task.episodes,
+            shown=self.settings.loop.samples,
+            max_tokens=task.settings.max_tokens,
+            score=task.score,
+            sampler=self.sampler,
+        )
 
     def rollouts(self, others: Others) -> list[Demonstration]:
         """What a warm start is to imitate of rollouts, sampled by the main process where they are not there yet."""
@@ -287,28 +307,43 @@ class _Run:
                 self.report("rollouts", done, of, metrics)
 
         return sample_trajectories(
-            others.teacher or self.learner.policy,
+            others.teacher or self.learner,
             self.task.episodes,
             self.settings.rejection,
             max_tokens=self.task.settings.max_tokens,
             seed=self.settings.seed,
             score=self.task.score,
-            precision=nullcontext if others.teacher else self.learner.precision,
             report=tell,
         )
 
 
-def _algorithms(task: Task, settings: TrainSettings) -> list[Algorithm]:
+def _sampler(learner: Learner, settings: TrainSettings) -> Sampler:
+    """Who samples: the learner itself, or vLLM with its adapter."""
+    if settings.sampler == "local":
+        return learner
+    return VLLMSampler(learner.policy, learner, learner.lora_rank, settings.vllm)
+
+
+def _algorithms(task: Task, settings: TrainSettings, sampler: Sampler) -> list[Algorithm]:
     """What the run is made of, in order."""
     max_tokens, seed = task.settings.max_tokens, settings.seed
     chosen: list[Algorithm] = []
     if settings.warm_start.epochs > 0:
         chosen.append(SFT(task.demonstrations, settings.warm_start, seed))
     if settings.algo == "grpo":
-        chosen.append(GRPO(task.episodes, settings.grpo, max_tokens, seed, score=task.score))
+        grpo = _capped(settings.grpo, settings)
+        chosen.append(GRPO(task.episodes, grpo, max_tokens, seed, score=task.score, sampler=sampler))
     if settings.algo == "ppo":
-        chosen.append(PPO(task.episodes, settings.ppo, max_tokens, seed, score=task.score))
+        ppo = _capped(settings.ppo, settings)
+        chosen.append(PPO(task.episodes, ppo, max_tokens, seed, score=task.score, sampler=sampler))
     return chosen
+
+
+def _capped(algorithm: Settings, settings: TrainSettings) -> Settings:
+    """An algorithm's settings with an importance cap, where another engine samples and none was chosen."""
+    if settings.sampler == "local" or algorithm.importance_cap is not None:
+        return algorithm
+    return replace(algorithm, importance_cap=IMPORTANCE_CAP)
 
 
 def _estimated(policy: LocalPolicy, task: Task, settings: TrainSettings, others: Others) -> Estimate:
@@ -317,4 +352,4 @@ def _estimated(policy: LocalPolicy, task: Task, settings: TrainSettings, others:
         task = replace(task, remarks=[*task.remarks, unknown])
         settings = replace(settings, warm_start=replace(settings.warm_start, epochs=0))
     learner = Learner(policy, settings.learner, start=others.start, seed=settings.seed)
-    return estimate(learner, task, _algorithms(task, settings), settings.loop)
+    return estimate(learner, task, _algorithms(task, settings, learner), settings.loop)

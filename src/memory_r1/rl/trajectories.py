@@ -12,7 +12,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -23,8 +22,9 @@ from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion, Policy, Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.course import Course, Draw, courses
+from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import sampling_seed
-from memory_r1.rl.rollout import Scorer, local_draw
+from memory_r1.rl.rollout import Scorer, draw_of
 from memory_r1.rl.types import Demonstration, Episode, Reward
 
 _ROLES = ("system", "user", "assistant")
@@ -72,22 +72,20 @@ class Trajectory:
 
 
 def sample_trajectories(
-    policy: Policy,
+    policy: Policy | Learner,
     episodes: Sequence[Episode],
     settings: RejectionSettings,
     *,
     max_tokens: int,
     seed: int,
     score: Scorer,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     report: Callable[[int, int, Mapping[str, float]], None] | None = None,
     batch: int = 16,
 ) -> list[Trajectory]:
     """The rollouts of each episode that may be imitated, in the order of the episodes.
 
     Args:
-        policy: any; a local one computes each prompt once.
-        precision: the policy's own; rewards are found out outside of it.
+        policy: any, or the learner; those that run here compute each prompt once.
         report: is told (episodes done, of how many, means) after each batch.
         batch: episodes sampled and scored at once.
 
@@ -99,7 +97,7 @@ def sample_trajectories(
     for start in range(0, len(episodes), batch):
         part, how = episodes[start : start + batch], sampling_seed(seed, start)
         sampling = Sampling(max_tokens, settings.temperature, seed=how)
-        played = courses(_draw(policy, precision), part, n=settings.samples, sampling=sampling)
+        played = courses(_draw(policy), part, n=settings.samples, sampling=sampling)
         rewards = score([course.last for group in played for course in group])
         rewarded = iter(rewards)
         for episode, group in zip(part, played, strict=True):
@@ -153,9 +151,9 @@ def load_trajectories(path: Path) -> list[Trajectory]:
     return read
 
 
-def _draw(policy: Policy, precision: Callable[[], AbstractContextManager[object]]) -> Draw:
-    if isinstance(policy, LocalPolicy):
-        return local_draw(policy, precision)
+def _draw(policy: Policy | Learner) -> Draw:
+    if isinstance(policy, LocalPolicy | Learner):
+        return draw_of(policy)
 
     def draw(prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[list[Completion]]:
         seeds = [sampling_seed(sampling.seed or 0, number) for number in range(n)]  # one seed would give equal replies

@@ -85,11 +85,15 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """The G rollouts of one episode, with the (first) prompt's token ids as the sampler saw them."""
+    """The G rollouts of one episode, with the (first) prompt's token ids as the sampler saw them.
+
+    version  of the weights that sampled them (`Learner.version`); None: not known, and not checked
+    """
 
     episode: Episode
     prompt_tokens: tuple[int, ...]
     rollouts: tuple[Rollout, ...]
+    version: int | None = None
 
     def steps(self, rollout: Rollout) -> tuple[Step, ...]:
         """All decisions of one of its rollouts, in order."""

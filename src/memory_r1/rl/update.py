@@ -1,11 +1,11 @@
 """What GRPO and PPO share: how an iteration samples, and how the policy steps on what its tokens were credited.
 
-    loss = sum over tokens of weight * ( -min(rho A, clip(rho) A) + kl_coef * kl(policy, reference) )
+    loss = sum over tokens of weight * ( -w min(rho A, clip(rho) A) + kl_coef * kl(policy, reference) )
 
 The algorithms differ in where the advantages A come from (grpo.py, ppo.py). The weights hold the denominators of one
-optimizer step, rho is the ratio to the policy as it was before the iteration's first step (loss.py). Where an iteration
-takes one step an epoch, the old log-probabilities are the trained policy's own on the first epoch, detached: rho is
-exactly 1, and no second forward is needed.
+optimizer step, rho is the ratio to the policy as it was before the iteration's first step, w corrects for what another
+engine sampled, else it is 1 (loss.py). Where an iteration takes one step an epoch, the old log-probabilities are the
+trained policy's own on the first epoch, detached: rho is exactly 1, and no second forward is needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from memory_r1.rl.loss import (
     KLEstimator,
     RatioLevel,
     clipped_policy_loss,
+    importance_weight,
     kl_k3,
     kl_term,
     policy_ratio,
     token_weights,
 )
 from memory_r1.rl.order import iteration_batch, sampling_seed
-from memory_r1.rl.rollout import Scorer, one_by_one, sample_rollouts
+from memory_r1.rl.rollout import Sampler, Scorer, one_by_one, sample_rollouts
 from memory_r1.rl.types import Episode, Group, Step
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class UpdateSettings:
     temperature       of sampling, and of every log-probability
     aggregation       what is averaged: sequence, token or constant (loss.py)
     truncated         a completion cut at the token limit is kept as it is, or masked: left out of the loss
+    importance_cap    a token's policy loss is multiplied by how much more probable it was to the learner than to the
+                      sampler, up to this (loss.py, `importance_weight`; the KL term is not, as in TRL); 0 does
+                      without, None is 2 where another engine samples and 0 where the policy itself does
+    max_staleness     optimizer steps that the policy may have taken since the rollouts were sampled
     """
 
     epochs_over_data: float = 1.0
@@ -78,13 +83,15 @@ class UpdateSettings:
     temperature: float = 1.0
     aggregation: Aggregation = "sequence"
     truncated: Literal["keep", "mask"] = "keep"
+    importance_cap: float | None = None
+    max_staleness: int = 0
 
     def __post_init__(self) -> None:
         for name in ("prompts", "group", "update_epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("micro_batch", "kl_coef", "clip_range_high"):
-            if getattr(self, name) < 0:
+        for name in ("micro_batch", "kl_coef", "clip_range_high", "importance_cap", "max_staleness"):
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 or above")
         if not 0 <= self.clip_range_low < 1:
             raise InputError(f"clip_range_low is {self.clip_range_low}, expected 0 to 1: a ratio is never negative")
@@ -111,7 +118,8 @@ class UpdateSettings:
 class OnEpisodes(Generic[Settings]):
     """What GRPO and PPO are made of: an algorithm over fixed episodes; the loop (loop.py) calls `iterate`.
 
-    score  what completions earn (rollout.py)
+    score    what completions earn (rollout.py)
+    sampler  who writes them; None is the learner itself
     """
 
     episodes: Sequence[Episode]
@@ -119,6 +127,7 @@ class OnEpisodes(Generic[Settings]):
     max_tokens: int
     seed: int = 0
     score: Scorer = one_by_one
+    sampler: Sampler | None = None
 
     @property
     def iterations(self) -> int:
@@ -136,14 +145,13 @@ def sample_iteration(learner: Learner, algorithm: OnEpisodes[Any], iteration: in
     settings, seed, world = algorithm.settings, algorithm.seed, learner.world
     chosen = iteration_batch(algorithm.episodes, settings.prompts, iteration, seed)
     sampled = sample_rollouts(
-        learner.policy,
+        algorithm.sampler or learner,
         world.share(chosen),
         n=settings.group,
         sampling=Sampling(algorithm.max_tokens, settings.temperature, seed=sampling_seed(seed, iteration, world.rank)),
         score=algorithm.score,
-        precision=learner.precision,
     )
-    drawn = world.gather([(group.prompt_tokens, group.rollouts) for group in sampled])  # episodes may hold banks
+    drawn = world.gather([(one.prompt_tokens, one.rollouts, one.version) for one in sampled])  # episodes may hold banks
     return [Group(episode, *told) for episode, told in zip(chosen, drawn, strict=True)]
 
 
@@ -216,7 +224,7 @@ def update_policy(
         **({"kl": _sum(steps, "kl") / tokens} if any("kl" in step for step in steps) else {}),
         "clip_fraction": _sum(steps, "clipped") / tokens,
         "grad_norm": _sum(steps, "grad_norm") / len(steps),
-        **_before([row for group in batch for row in group.rows if row.old is not None]),
+        **_before([row for group in batch for row in group.rows if row.old is not None], settings.importance_cap),
     }
 
 
@@ -338,6 +346,8 @@ def _token_losses(row: Credited, logprobs: Tensor, old: Tensor, ref: Tensor | No
         clip_range_high=settings.clip_range_high,
         dual_clip=settings.dual_clip,
     )
+    if settings.importance_cap:
+        losses = losses * importance_weight(old, row.sampled.to(old.device), settings.importance_cap)
     if settings.kl_coef and ref is not None:
         losses = losses + settings.kl_coef * kl_term(settings.kl, logprobs, ref, old)
     return losses
@@ -351,15 +361,18 @@ def _token_sums(logprobs: Tensor, old: Tensor, ref: Tensor | None, settings: Upd
     return sums if ref is None else sums | {"kl": float(kl_k3(logprobs, ref).sum())}
 
 
-def _before(rows: Sequence[Credited]) -> Metrics:
+def _before(rows: Sequence[Credited], importance_cap: float | None) -> Metrics:
     """What the policy was before the first step: how far from the sampler's numbers, and how sure."""
     import torch
 
     if not rows:
         return {"sampler_gap": 0.0, "sampler_gap_max": 0.0, "entropy_estimate": 0.0}
     old = torch.cat([row.old for row in rows if row.old is not None])
-    gaps = (old - torch.cat([row.sampled for row in rows])).abs()
+    sampled = torch.cat([row.sampled for row in rows])
+    gaps = (old - sampled).abs()
+    cap = importance_cap
     return {
+        **({"importance_weight": float(importance_weight(old, sampled, cap).mean())} if cap else {}),
         "sampler_gap": float(gaps.mean()),
         "sampler_gap_max": float(gaps.max()),
         "entropy_estimate": -float(old.mean()),
