@@ -46,6 +46,8 @@ class Train:
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """how the base model's frozen weights are kept: bfloat16 takes half the memory and, with LoRA, less time"""
     start: Path | None = None
     """an adapter of the same agent to go on from; default: a new one"""
     manager_adapter: Path | None = None
@@ -71,6 +73,8 @@ class Train:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
 
+        if self.weights == "bfloat16" and not self.settings.learner.lora_rank:
+            raise InputError("--weights bfloat16 is for frozen weights: full training (lora_rank 0) needs float32")
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
         if self.agent == "manager" and self.manager_adapter is not None:
@@ -91,7 +95,7 @@ class Train:
         from memory_r1.rl.report import PAGE
 
         run = train.train_answer_agent if self.agent == "answer" else train.train_memory_manager
-        policy = LocalPolicy(self.model, device=world.device)
+        policy = LocalPolicy(self.model, device=world.device, precision=self.weights)
         with progress("training") if world.main else nullcontext() as step:
             report = reporter(step) if step else None
             adapter = run(policy, dataset, self.settings, self.out, others=others, report=report, note=note)
@@ -108,7 +112,9 @@ class Train:
         from memory_r1.rl import train
 
         run = train.estimate_answer_agent if self.agent == "answer" else train.estimate_memory_manager
-        found = run(LocalPolicy(self.model, device=world.device), dataset, self.settings, others=others)
+        found = run(
+            LocalPolicy(self.model, device=world.device, precision=self.weights), dataset, self.settings, others=others
+        )
         return asdict(found), "\n".join(_lines(found))
 
     def _others(self, device: str | None) -> Others:

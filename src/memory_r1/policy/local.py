@@ -52,7 +52,7 @@ class LocalPolicy:
         self.adapter = Path(adapter) if adapter is not None else None
         self.version = 0  # who trains the weights counts their changes here
         self._device = device
-        self._precision: Precision = precision
+        self.precision: Precision = precision
         self._batch_tokens = batch_tokens
         self._lock = RLock()
         self._model: Any = None
@@ -84,7 +84,7 @@ class LocalPolicy:
         Raises:
             ModelError: no such model.
         """
-        return _locate(self.source, self._precision)
+        return _locate(self.source, _dtype(self.precision, self._device or _best_device()))
 
     @property
     def model(self) -> Any:
@@ -223,7 +223,7 @@ class LocalPolicy:
 
     def _load_once(self) -> None:
         device = self._device or _best_device()
-        model, self._tokenizer = _load_base(self.source, _dtype(self._precision, device))
+        model, self._tokenizer = _load_base(self.source, _dtype(self.precision, device))
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)
         self._model = model.to(device).eval()

@@ -31,6 +31,7 @@ def config_of(
         "agent": agent,
         "settings": plain(settings),
         "base": policy.base_name,
+        "weights": policy.precision,
         "data": {"path": str(dataset.path), "sha256": dataset.sha256},
         **({"start": adapter_name(others.start)} if others.start else {}),
         **{role: one.name for role, one in named.items() if one},
@@ -66,7 +67,7 @@ def _identity_in(path: Path) -> tuple[object, ...]:
 def _identity(config: Mapping[str, Any]) -> tuple[object, ...]:
     """The config without where the data lay."""
     others = [config.get(name) for name in BESIDE]
-    return config["agent"], config["settings"], config["base"], config["data"]["sha256"], *others
+    return config["agent"], config["settings"], config["base"], config["weights"], config["data"]["sha256"], *others
 
 
 def _sha256(path: Path) -> str:
