@@ -187,7 +187,7 @@ def sampled(folder: Path) -> dict[str, Any]:
     for prompts in (3, 2, 1):
         algorithm = grpo.GRPO(twice, grpo.GRPOSettings(prompts=prompts, group=3), MAX_TOKENS)
         drawn.append(sample_iteration(learner, algorithm, 0))
-    moved = grpo.GRPO(twice, grpo.GRPOSettings(prompts=3, group=3), MAX_TOKENS)
+    moved = grpo.GRPO(twice, grpo.GRPOSettings(prompts=3, group=3, kl_coef=0.0), MAX_TOKENS)
     moved.iterate(learner, 0)
     return {
         "groups": [[[one.completion.tokens for one in group.rollouts] for group in groups] for groups in drawn],
