@@ -143,12 +143,16 @@ class Bench:
             return ""
         small = min(alike, key=lambda one: one.tokens)
         seconds = _median(known[small], "seconds") * step.tokens / small.tokens
-        activations = known[small].peak_gb - known[small].loaded_gb
-        longer = (step.prompt_tokens + step.completion_tokens) / (small.prompt_tokens + small.completion_tokens)
-        gb = known[small].loaded_gb + activations * longer
+        growing = known[small].peak_gb - known[small].loaded_gb
+        gb = known[small].loaded_gb + growing * self.at_once(step) / self.at_once(small)
         if gb > self.limit_gb:
-            return f"about {gb:.0f} GB by the shorter prompt's, of {self.limit_gb:.0f}"
-        return f"about {seconds:.0f} s by the shorter step's" if seconds > self.limit_s else ""
+            return f"about {gb:.0f} GB, of {self.limit_gb:.0f}"
+        return f"about {seconds:.0f} s" if seconds > self.limit_s else ""
+
+    def at_once(self, step: Step) -> int:
+        """Tokens of the rollouts that go through TRL's model at once."""
+        rollouts = min(self.run.micro_batch, step.prompts * step.group)
+        return rollouts * (step.prompt_tokens + step.completion_tokens)
 
     def in_new_process(self, side: str, step: Step) -> Measured | str:
         place = Path(__file__).with_name("rl_step_sides.py")
@@ -185,8 +189,8 @@ def _median(measured: Measured, phase: str) -> float:
 
 
 def _print(title: str, rows: Sequence[Row]) -> None:
-    print(f"| {title} | | seconds | CPU s | generate | reference | update | peak GB | seconds, ratio | memory, ratio |")
-    print("|---" * 10 + "|")
+    columns = ("seconds", "CPU s", "generate", "reference", "update", "peak GB", "ratio: seconds", "CPU s", "memory")
+    print(f"| {title} | | {' | '.join(columns)} |\n" + "|---" * 11 + "|")
     for row in rows:
         print(f"| {' | '.join([str(row.step), row.side, *_cells(row)])} |", flush=True)
     print()
@@ -194,12 +198,12 @@ def _print(title: str, rows: Sequence[Row]) -> None:
 
 def _cells(row: Row) -> list[str]:
     if isinstance(row.found, str):
-        return [row.found, *["-"] * 7]
+        return [row.found, *["-"] * 8]
     cells = [f"{_median(row.found, phase):.3g}" for phase in PHASES] + [f"{row.found.peak_gb:.1f}"]
     if row.ours is None:
-        return [*cells, "", ""]
-    seconds = _median(row.found, "seconds") / _median(row.ours, "seconds")
-    return [*cells, f"{seconds:.1f}", f"{row.found.peak_gb / row.ours.peak_gb:.1f}"]
+        return [*cells, "", "", ""]
+    ratios = [_median(row.found, phase) / _median(row.ours, phase) for phase in ("seconds", "cpu_seconds")]
+    return [*cells, *(f"{ratio:.1f}" for ratio in [*ratios, row.found.peak_gb / row.ours.peak_gb])]
 
 
 def _about() -> dict[str, object]:
