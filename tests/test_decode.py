@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import Naive
+from conftest import Naive, new_learner
 from memory_r1.policy.decode import Sampled, attends_to_all, sample_groups
 from memory_r1.policy.local import LocalPolicy
 
@@ -76,6 +78,42 @@ def test_equal_prompts_are_each_completed(tiny: LocalPolicy) -> None:
     prompts = [[number % 200 for number in range(80)]] * 2
     groups = sample(tiny.model, prompts, n=1, max_tokens=12, temperature=0)
     assert [group[0].tokens for group in groups] == [greedy_by_transformers(tiny.model, prompts[0], 12, [262])] * 2
+
+
+class WeightCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often a matrix becomes bfloat16; activations have more dimensions."""
+
+    count: int = 0
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        self.count += call == torch.ops.aten._to_copy.default and made.dim() == 2 and made.dtype == torch.bfloat16
+        return made
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_low_precision_casts_a_weight_once_however_many_tokens_are_sampled(tiny_folder: Path, lora_rank: int) -> None:
+    model = new_learner(tiny_folder, lora_rank).model
+
+    def casts(max_tokens: int) -> int:
+        counted = WeightCasts()  # type: ignore[no-untyped-call]
+        with torch.autocast("cpu", dtype=torch.bfloat16), counted:
+            sample(model, max_tokens=max_tokens)
+        return counted.count
+
+    assert casts(1) == casts(6) > 0
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_sampling_in_low_precision_leaves_what_has_a_gradient_as_it_was(tiny_folder: Path, lora_rank: int) -> None:
+    model = new_learner(tiny_folder, lora_rank).model
+    before = [weight.requires_grad for weight in model.parameters()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sample(model)
+        model(torch.tensor([[5, 9]])).logits.sum().backward()  # in the same context
+    assert [weight.requires_grad for weight in model.parameters()] == before
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in trained)
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.5])

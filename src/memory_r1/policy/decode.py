@@ -11,7 +11,8 @@ Left out: nucleus and top-k sampling (their log-probabilities are not the policy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def sample_groups(
             model, repeated, n=1, max_tokens=max_tokens, temperature=temperature, end_ids=end_ids, generator=generator
         )
         return [[group[0] for group in alone[start : start + n]] for start in range(0, len(alone), n)]
-    with torch.inference_mode():
+    with torch.no_grad(), _casts_kept(model):
         state, logits = _prefill(model, prompts, n)
         groups = [[Sampled() for _ in range(n)] for _ in prompts]
         for step in range(max_tokens):
@@ -81,6 +82,26 @@ def attends_to_all(model: Any) -> bool:
     from transformers import DynamicCache, DynamicLayer
 
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+@contextmanager
+def _casts_kept(model: Any) -> Iterator[None]:
+    """Under autocast, cast a weight once and not at every step, where casting costs more than multiplying.
+
+    Autocast keeps the casts of weights that require a gradient, outside inference mode: so all require one meanwhile.
+    """
+    import torch
+
+    casts = torch.is_autocast_enabled(model.device.type)
+    frozen = [weight for weight in model.parameters() if casts and not weight.requires_grad]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+        torch.clear_autocast_cache()  # they carry no gradient, and some versions of torch reuse them where one is due
 
 
 @dataclass
