@@ -26,9 +26,7 @@ def test_the_embedded_model_answers_with_the_adapter_that_ships() -> None:
     assert read_card(Path(str(policy.adapter)), AnswerSettings, policy.base_name).distill
 
 
-def test_a_named_adapter_a_named_model_and_bare_do_without_it(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_a_named_adapter_a_named_model_and_bare_do_without_it(tmp_path: Path, tiny_folder: Path) -> None:
     for flags in (ModelFlags(bare=True), ModelFlags(str(tiny_folder))):
         policy = flags.policy("answer")
         assert isinstance(policy, LocalPolicy)
