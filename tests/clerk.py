@@ -15,6 +15,7 @@ class Clerk:
 
     point: Callable[[str], None] = lambda name: None
     name: str = "clerk@1"
+    turns_at_once: int = 64
 
     def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
         self.point("before deciding")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memory_r1.policy.base import Completion
 from memory_r1.rl.learner import Learner
+from memory_r1.rl.parallel import World
 from memory_r1.rl.types import Group, Reward, Rollout
 
 V = 5
@@ -36,6 +37,8 @@ class Table:
         self.rewards = torch.rand(V * V, generator=generator, dtype=torch.float64)
         self.start_value, self.values = 0.37, normal(V)
         self.critic = SimpleNamespace(values=self.expected)
+        self.version = 0
+        self.world = World()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
         return self._score(self.logits, completions)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import Letters, new_learner
-from memory_r1.policy.base import Completion
+from memory_r1.policy.base import Completion, Message
 from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loop import Algorithm
 from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings
+from memory_r1.rl.types import Reward
 
 EPISODE = Letters("pull")  # arms: letters, which pay; other ASCII; bytes that are no text
 GRPO_RUN = GRPOSettings(epochs_over_data=60, prompts=1, group=16, lr=5e-3, kl_coef=0.0)
@@ -31,12 +32,30 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def chance_of_winning(learner: Learner) -> float:
+@dataclass(frozen=True)
+class TwoPulls:
+    """Two decisions, the second after the first, and one outcome: it pays where both wrote a letter."""
+
+    id: str = "pull"
+    first: float = 1.0
+
+    @property
+    def prompt(self) -> list[Message]:
+        return Letters(self.id).prompt
+
+    def after(self, completion: Completion) -> TwoPulls | None:
+        return TwoPulls("again", EPISODE.reward(completion).value) if self.id == "pull" else None
+
+    def reward(self, completion: Completion) -> Reward:
+        return Reward(self.first * EPISODE.reward(completion).value)
+
+
+def chance_of_winning(learner: Learner, asked: str = EPISODE.id) -> float:
     """The probability that the next token pays, over the whole vocabulary."""
     decode = learner.policy.decode
     paid = torch.tensor([EPISODE.reward(Completion(decode([token]).strip())).value for token in range(263)])
     assert set(paid.tolist()) == {0.0, 1.0}
-    prompt = torch.tensor([learner.policy.encode(EPISODE.prompt)])
+    prompt = torch.tensor([learner.policy.encode(Letters(asked).prompt)])
     with torch.no_grad():
         return float(torch.softmax(learner.model(prompt).logits[0, -1], 0) @ paid)
 
@@ -50,3 +69,15 @@ def test_a_three_armed_bandit_is_won(tiny_folder: Path, name: str) -> None:
     for iteration in range(algorithm.iterations):
         algorithm.iterate(learner, iteration)
     assert chance_of_winning(learner) > 0.95
+
+
+@pytest.mark.parametrize(
+    "algorithm", [GRPO([TwoPulls()], GRPO_RUN, 1), PPO([TwoPulls()], PPO_RUN, 1)], ids=["grpo", "ppo"]
+)
+def test_two_decisions_with_one_outcome_are_both_learned(tiny_folder: Path, algorithm: Algorithm) -> None:
+    learner = new_learner(tiny_folder)
+    assert chance_of_winning(learner) * chance_of_winning(learner, "again") < 0.25
+    algorithm.prepare(learner)
+    for iteration in range(algorithm.iterations):
+        algorithm.iterate(learner, iteration)
+    assert chance_of_winning(learner) * chance_of_winning(learner, "again") > 0.9

@@ -51,7 +51,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Prompt], st
     """Put a scripted policy where a flag would name a model."""
 
     def put(reply: Callable[[Prompt], str]) -> None:
-        monkeypatch.setattr(ModelFlags, "policy", lambda flags: ScriptedPolicy(reply))
+        monkeypatch.setattr(ModelFlags, "policy", lambda flags, agent=None: ScriptedPolicy(reply))
 
     return put
 

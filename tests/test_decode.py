@@ -55,6 +55,31 @@ def test_greedy_equals_the_generate_of_transformers_with_the_embedded_model() ->
     assert [group[0].tokens for group in groups] == wanted
 
 
+def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_number(
+    tiny: LocalPolicy, naive_logprobs: Naive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = [number % 200 for number in range(80)]
+    prompts, widths = [[*begun, *rest] for rest in ([5, 9, 40, 7], [3], [60, 61])], []
+    forward = tiny.model.forward
+
+    def watched(**inputs: Any) -> Any:
+        widths.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(tiny.model, "forward", watched)
+    groups = sample(tiny.model, prompts)
+    assert widths[:2] == [(1, 80), (3, 4)]
+    for prompt, group in zip(prompts, groups, strict=True):
+        for one in group:
+            assert one.logprobs == pytest.approx(naive_logprobs(tiny.model, prompt, one.tokens).tolist(), abs=1e-4)
+
+
+def test_equal_prompts_are_each_completed(tiny: LocalPolicy) -> None:
+    prompts = [[number % 200 for number in range(80)]] * 2
+    groups = sample(tiny.model, prompts, n=1, max_tokens=12, temperature=0)
+    assert [group[0].tokens for group in groups] == [greedy_by_transformers(tiny.model, prompts[0], 12, [262])] * 2
+
+
 class WeightCasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how often a matrix becomes bfloat16; activations have more dimensions."""
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_r1.dialogue import Dialogue, Question, Session, Turn, load_dialogues, save_dialogues
+from memory_r1.dialogue import Dialogue, GoldOperation, Question, Session, Turn, load_dialogues, save_dialogues
 from memory_r1.errors import DialogueError, InputError
 
 MONDAY = datetime(2023, 5, 8, 13, 56)
@@ -261,6 +261,52 @@ def test_a_dialogue_made_by_hand_needs_turns_with_their_own_ids() -> None:
         Dialogue("d", (twice,))
     with pytest.raises(DialogueError, match="dialogue 'd' has no turns"):
         Dialogue("d", (Session("s", None, ()),))
+
+
+# Gold operations
+
+DOG = "Ann has a dog, Buddy."
+DOGS = "Ann has two dogs, Buddy and Max."
+
+
+def test_gold_operations_come_back_and_none_is_not_the_same_as_unknown(tmp_path: Path) -> None:
+    said = (
+        (GoldOperation("ADD", DOG),),
+        (),
+        None,
+        (GoldOperation("UPDATE", DOGS, DOG),),
+        (GoldOperation("DELETE", old=DOGS),),
+    )
+    turns = tuple(Turn(f"t{number}", "Ann", "x", None, gold) for number, gold in enumerate(said))
+    save_dialogues(tmp_path / "out.jsonl", [Dialogue("d", (Session("s", None, turns),))])
+    assert load_dialogues(tmp_path / "out.jsonl").dialogues[0].turns == turns
+
+
+@pytest.mark.parametrize(
+    ("operations", "expected"),
+    [
+        ("ADD", ": field 'operations' is 'ADD', expected a list of objects"),
+        (["ADD"], ": field 'operations' is ['ADD'], expected a list of objects"),
+        ([{"op": "NOOP"}], ", operation 1: field 'op' is 'NOOP', expected ADD, UPDATE or DELETE; [] keeps nothing"),
+        ([{"op": "ADD", "text": DOG}, {"text": DOG}], ", operation 2: field 'op' is missing"),
+        ([{"op": "ADD"}], ", operation 1: field 'text' is missing"),
+        ([{"op": "UPDATE", "text": DOGS}], ", operation 1: field 'old' is missing"),
+        (
+            [{"op": "DELETE", "old": DOG}],
+            f": the DELETE replaces {DOG!r}, expected a text that an earlier operation of the dialogue wrote and none "
+            "replaced",
+        ),
+    ],
+)
+def test_operations_that_cannot_be_are_refused(tmp_path: Path, operations: object, expected: str) -> None:
+    assert refusal(written(tmp_path, TURN, {**TURN, "turn": "t2", "operations": operations})) == f", line 2{expected}"
+
+
+def test_a_text_that_was_replaced_cannot_be_replaced_again(tmp_path: Path) -> None:
+    golds = [{"op": "ADD", "text": DOG}], [{"op": "UPDATE", "text": DOGS, "old": DOG}], [{"op": "DELETE", "old": DOG}]
+    lines = [{**TURN, "turn": f"t{number}", "operations": gold} for number, gold in enumerate(golds)]
+    assert refusal(written(tmp_path, *lines)).startswith(f", line 3: the DELETE replaces {DOG!r}")
+    assert load_dialogues(written(tmp_path, *lines[:2])).dialogues[0].turns[1].operations is not None
 
 
 # Finding dialogues and questions in it

@@ -78,6 +78,7 @@ class FakeManager:
 
     before: Callable[[Sequence[Fact]], object]
     name: str = "fake"
+    turns_at_once: int = 64
 
     def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
         self.before(facts)
@@ -194,7 +195,7 @@ def test_a_prompt_that_cannot_be_completed_fails_its_turn_and_no_other(bank: Ban
 def test_operations_name_the_policy_that_decided_them(bank: Bank) -> None:
     policy = ScriptedPolicy([add_reply("Ann likes tea")], name="small")
     Memory(bank, manager=LLMManager(policy)).remember(dialogue(["I like tea"]))
-    assert bank.entries()[0].decided_by == "small/manager-1"
+    assert bank.entries()[0].decided_by == "small/manager-2"
 
 
 # Failing
@@ -263,6 +264,7 @@ class Overtaken:
     path: Path
     times: int
     name: str = "overtaken"
+    turns_at_once: int = 64
     versions: list[int] = field(default_factory=list)
 
     def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
@@ -290,6 +292,7 @@ class Reassured:
 
     path: Path
     name: str = "reassured"
+    turns_at_once: int = 64
 
     def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:
         read = tuple(bank.entries())
@@ -313,6 +316,7 @@ class Hasty:
     """Deletes an entry that another operation of the batch has closed already; from the second turn on it adds."""
 
     name: str = "hasty"
+    turns_at_once: int = 64
     turns: int = 0
 
     def decide(self, facts: Sequence[Fact], bank: Bank) -> Decision:

@@ -9,11 +9,12 @@ from datetime import datetime
 import pytest
 
 from memory_r1.bank import Bank, Entry, HashingEmbedder, Operation
+from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Question
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.base import Completion
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
-from memory_r1.rl.reward import answer_reward, em, f1, mix, typed
+from memory_r1.rl.reward import RewardName, answer_reward, each, em, f1, mix, typed
 
 SETTINGS = AnswerSettings(k=5, per_speaker=False)
 ENTRIES = tuple(
@@ -21,7 +22,7 @@ ENTRIES = tuple(
     for i, text in enumerate(["I like tea", "My dog is called Rex", "I moved to Lisbon", "Rex is a black dog"], start=1)
 )
 QUESTION = Question("q1", "d1", "What is the dog called?", "Rex", evidence=("t2", "t4"))
-EPISODE = AnswerEpisode(QUESTION, ENTRIES, SETTINGS, em)
+EPISODE = AnswerEpisode(QUESTION, ENTRIES, SETTINGS, each(em))
 
 
 # The reward
@@ -56,7 +57,7 @@ def test_the_format_coefficient_is_taken_off_a_malformed_reply(reply: str, value
 
 
 def test_an_empty_answer_earns_nothing_under_any_reward() -> None:
-    always = replace(EPISODE, earn=lambda answer, gold: 1.0)
+    always = replace(EPISODE, earn=each(lambda answer, gold: 1.0))
     assert always.reward(Completion("")).value == 0
 
 
@@ -79,7 +80,10 @@ def test_each_reward_gives_the_number_worked_by_hand() -> None:
     assert mix(gold, gold) == 1.0
     assert f1("8 May 2023", "7 May 2023") == pytest.approx(2 / 3)
     assert typed("8 May 2023", "7 May 2023") == 0  # a date is right or wrong
-    assert [answer_reward(name) for name in ("em", "f1", "typed", "mix")] == [em, f1, typed, mix]
+    pairs = [Answered("?", answer, gold), Answered("?", gold, gold)]
+    named: dict[RewardName, float] = {"em": 0.0, "f1": 0.8, "typed": 0.8, "mix": 0.4}
+    for name, value in named.items():
+        assert answer_reward(name)(pairs) == pytest.approx([value, 1.0])
 
 
 # Demonstrations
@@ -130,7 +134,7 @@ def test_a_demonstration_without_retrieved_evidence_names_no_entry() -> None:
 def test_a_question_is_answerable_where_evidence_was_retrieved_or_none_is_known(
     evidence: tuple[str, ...], entries: tuple[Entry, ...], answerable: bool
 ) -> None:
-    assert AnswerEpisode(replace(QUESTION, evidence=evidence), entries, SETTINGS, em).answerable is answerable
+    assert AnswerEpisode(replace(QUESTION, evidence=evidence), entries, SETTINGS, each(em)).answerable is answerable
 
 
 # From a bank
@@ -138,10 +142,10 @@ def test_a_question_is_answerable_where_evidence_was_retrieved_or_none_is_known(
 
 def test_episodes_hold_what_the_bank_retrieves_now() -> None:
     with Bank.open(":memory:", embedder=HashingEmbedder()) as bank:
-        assert answer_episodes(bank, [QUESTION], SETTINGS, em) == []  # nothing retrieved, nothing to learn from
+        assert answer_episodes(bank, [QUESTION], SETTINGS, each(em)) == []  # nothing retrieved, nothing to learn from
         said = datetime(2023, 5, 8)
         bank.apply([Operation.add("My dog is called Rex", speaker="Ann", said_at=said, turn_ids=["t2"])])
-        (episode,) = answer_episodes(bank, [QUESTION], SETTINGS, em, format_coef=0.1)
+        (episode,) = answer_episodes(bank, [QUESTION], SETTINGS, each(em), format_coef=0.1)
         bank.apply([Operation.add("The dog is called Max now", speaker="Ann")])
     assert [entry.text for entry in episode.entries] == ["My dog is called Rex"]
     assert episode.id == "q1"

@@ -21,7 +21,7 @@ from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout
-from memory_r1.rl.update import rollout_metrics
+from memory_r1.rl.update import rollout_metrics, sample_iteration
 
 MAX_TOKENS = 6
 SETTINGS = GRPOSettings(prompts=3, group=4, kl_coef=0.0)
@@ -224,7 +224,7 @@ def test_a_kl_term_without_a_reference_is_a_training_error(tiny_folder: Path) ->
 
 
 def test_the_sampler_gap_shows_rollouts_of_other_weights(tiny_folder: Path) -> None:
-    learner, settings = new_learner(tiny_folder, 0), replace(SETTINGS, group=8)
+    learner, settings = new_learner(tiny_folder, 0), replace(SETTINGS, group=8, max_staleness=1)
     groups = sample_rollouts(learner.policy, [Letters("hi")], n=8, sampling=Sampling(MAX_TOKENS, 1.0, seed=0))
     fresh = update(learner, groups, settings, MAX_TOKENS, 0.0)
     with torch.no_grad():
@@ -232,6 +232,17 @@ def test_the_sampler_gap_shows_rollouts_of_other_weights(tiny_folder: Path) -> N
     stale = update(learner, groups, settings, MAX_TOKENS, 0.0)
     assert fresh["sampler_gap"] < 1e-4
     assert stale["sampler_gap"] > 0.01
+
+
+def test_rewards_are_asked_for_outside_of_the_policys_precision(tiny_folder: Path) -> None:
+    learner, seen = new_learner(tiny_folder, precision="bfloat16"), []
+
+    def score(pairs: Sequence[tuple[Letters, Completion]]) -> list[Reward]:
+        seen.append(torch.is_autocast_enabled("cpu"))  # a frozen agent or an embedder must run as it runs in use
+        return [episode.reward(completion) for episode, completion in pairs]
+
+    sample_iteration(learner, GRPO([Letters("hi")], replace(SETTINGS, prompts=1), MAX_TOKENS, score=score), 0)
+    assert seen == [False]
 
 
 def test_means_over_tokens_leave_out_the_groups_that_were_not_scored(tiny_folder: Path) -> None:
@@ -266,7 +277,7 @@ def test_rollout_metrics_are_means_over_all_rollouts() -> None:
         Group(Letters("a"), (1,), (rollout(1.0, 2, "stop", {"right": 1.0}), rollout(0.0, 4, "length", {"right": 0.0}))),
         Group(Letters("b"), (1,), (rollout(0.5, 3, "stop", {"right": 0.0}), rollout(0.5, 3, "stop", {"right": 1.0}))),
     ]
-    wanted = {"reward": 0.5, "reward/right": 0.5, "completion_tokens": 3.0, "truncated": 0.25}
+    wanted = {"reward": 0.5, "reward/right": 0.5, "completion_tokens": 3.0, "truncated": 0.25, "frac_no_signal": 0.5}
     assert rollout_metrics(groups) == wanted
 
 

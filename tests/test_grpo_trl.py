@@ -21,6 +21,7 @@ from conftest import Letters, new_learner
 from memory_r1.policy.base import Completion
 from memory_r1.rl.grpo import GRPOSettings, update
 from memory_r1.rl.learner import Learner
+from memory_r1.rl.parallel import World
 from memory_r1.rl.types import Group, Reward, Rollout
 from memory_r1.rl.update import Credited, CreditedGroup, update_policy
 
@@ -38,11 +39,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "asymmetric": {"clip_range_high": 0.28},
     "sequence ratio": {"ratio": "sequence", "clip_range_low": 0.05, "clip_range_high": 0.05},
     "dual clip": {"dual_clip": 1.5, "kl_coef": 0.3},
+    "importance": {"importance_cap": 1.3, "kl_coef": 0.3},
 }
 
 
 class Given:
     """Stands where a learner stands, with log-probabilities that are given: (B, T) each, the first with gradient."""
+
+    world = World()
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -53,13 +57,14 @@ class Given:
         self.new = (-2 + draw[0]).requires_grad_()
         self.old, self.ref = (self.new.detach() + 0.4 * one for one in draw[1:])
         self.advantages = torch.randn(len(self.lengths), generator=generator)  # float32, as credit is kept
+        self.sampled = self.old + 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def batch(self) -> list[CreditedGroup]:
         """Row i is asked for as the token i, so many times."""
         rows = [
             Credited(
                 tokens=(i,) * length,
-                sampled=torch.zeros(length),
+                sampled=self.sampled[i, :length],
                 advantages=self.advantages[i].expand(length),
                 old=self.old[i, :length],
                 ref=self.ref[i, :length],
@@ -94,6 +99,8 @@ def written_out(given: Given, settings: GRPOSettings) -> tuple[float, Tensor]:
     gain = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
     if settings.dual_clip:
         gain = torch.where(a < 0, torch.maximum(gain, settings.dual_clip * a), gain)
+    if settings.importance_cap:
+        gain = gain * (given.old.exp() / given.sampled.exp()).clamp(max=settings.importance_cap)
     penalty = torch.exp(given.ref - new) - given.ref + new - 1
     if settings.kl == "k3_ratio":
         penalty = penalty * torch.exp(new - given.old)
@@ -133,8 +140,8 @@ def by_trl(given: Given, settings: GRPOSettings, loss_type: str) -> tuple[float,
         model=SimpleNamespace(training=True),
         off_policy_mask_threshold=None,
         top_entropy_quantile=1.0,
-        use_vllm=False,
-        vllm_importance_sampling_correction=False,
+        use_vllm=settings.importance_cap is not None,
+        vllm_importance_sampling_correction=settings.importance_cap is not None,
     )
     ids = torch.zeros(len(given.mask), MAX_TOKENS, dtype=torch.long)
     inputs = {
@@ -146,6 +153,10 @@ def by_trl(given: Given, settings: GRPOSettings, loss_type: str) -> tuple[float,
         "old_per_token_logps": given.old,
         "ref_per_token_logps": given.ref,
         "num_items_in_batch": given.mask.sum(),
+        # as `_generate_and_score_completions` has it in the mode token_truncate, with clip_max and no clip_min
+        "importance_sampling_ratio": torch.clamp(
+            torch.exp(given.old - given.sampled), max=settings.importance_cap or 0
+        ),
     }
     loss = trl.GRPOTrainer._compute_loss(trainer, None, inputs)
     return loss.item(), torch.autograd.grad(loss, given.new)[0]

@@ -16,13 +16,14 @@ FLOORS = [
     {"errors", "data"},
     {"endpoint"},
     {"dialogue", "policy", "bank"},
-    {"memory"},
+    {"memory", "lives"},
     {"bench", "serve"},
     {"rl"},
     {"cli"},
 ]
 FLOOR = {part: number for number, floor in enumerate(FLOORS) for part in floor}
-HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "accelerate", "matplotlib", "nltk", "openai", "gguf"}
+HEAVY = {"torch", "transformers", "sentence_transformers", "peft", "accelerate", "vllm"}
+HEAVY |= {"matplotlib", "nltk", "openai", "gguf"}
 
 
 def module_name(path: Path) -> str:

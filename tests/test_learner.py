@@ -79,6 +79,53 @@ def test_the_reference_has_no_gradient_and_leaves_the_policy_its_own(learner: Le
     assert not any(".reference." in name for name in moved)
 
 
+def test_the_reference_of_an_untrained_adapter_is_the_base_itself(tiny_folder: Path) -> None:
+    learner = new_learner(tiny_folder, 4)
+    learner.freeze_reference()
+    before, critic = references(learner), learner.add_critic()
+    assert set(learner.model.peft_config) == {"default", "critic"}  # no copy was made for it
+    train(learner)
+    assert references(learner).equal(before)
+    critic.backward(sum(one.sum() for one in critic.values(PROMPT, COMPLETIONS)))  # type: ignore[arg-type]
+    assert critic.step(1e-3) > 0  # having been switched off has not frozen the adapters
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
+def test_checkpointing_changes_no_number_of_policy_critic_or_sampler(tiny_folder: Path, rank: int) -> None:
+    def gradients(checkpointing: bool) -> tuple[list[Tensor], list[int], float]:
+        torch.manual_seed(0)
+        learner = new_learner(tiny_folder, rank, checkpointing=checkpointing)
+        critic = learner.add_critic()
+        critic.head.weight.data.fill_(0.1)
+        critic.backward(sum(one.sum() for one in critic.values(PROMPT, COMPLETIONS)))  # type: ignore[arg-type]
+        (-torch.cat(learner.logprobs(PROMPT, COMPLETIONS)).mean()).backward()  # type: ignore[no-untyped-call]
+        tokens = learner.policy.sample([Letters("hi").prompt], Sampling(8, 1.0, seed=0), n=2)[0][1].tokens
+        moved = [w.grad for w in learner.model.parameters() if w.requires_grad and w.grad is not None]
+        return moved, list(tokens), critic.step(0.0)
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert len(plain[0]) == len(checkpointed[0]) > 0
+    for one, other in zip(plain[0], checkpointed[0], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert plain[1] == checkpointed[1]
+    assert plain[2] == pytest.approx(checkpointed[2], rel=1e-5)
+
+
+def test_checkpointing_keeps_fewer_activations(tiny_folder: Path) -> None:
+    def kept(checkpointing: bool) -> int:
+        learner, sizes = new_learner(tiny_folder, 4, checkpointing=checkpointing), []
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            learner.logprobs(PROMPT * 20, COMPLETIONS)
+        return sum(sizes)
+
+    assert kept(True) < kept(False) / 3
+
+
 def test_asking_for_a_reference_before_freezing_is_a_training_error(learner: Learner) -> None:
     with pytest.raises(TrainingError, match="call freeze_reference"):
         learner.ref_logprobs(PROMPT, COMPLETIONS)
@@ -274,6 +321,7 @@ def test_a_state_of_other_weights_is_a_training_error_and_changes_nothing(tiny_f
     learner = new_learner(tiny_folder, 4)
     before = scores(learner)
     with_reference = new_learner(tiny_folder, 4)
+    train(with_reference)
     with_reference.freeze_reference()
     for other in (new_learner(tiny_folder, 8), new_learner(tiny_folder, 0), with_reference):
         train(other)

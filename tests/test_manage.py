@@ -173,6 +173,12 @@ def test_what_an_item_deleted_cannot_be_changed_by_the_next(related: list[Entry]
         decided(related, item(1, "DELETE", 0), item(2, "UPDATE", 0, "Ann has a dog"))
 
 
+def test_an_add_without_a_text_keeps_the_facts_own_words(bank: Bank, related: list[Entry]) -> None:
+    value = json.loads(reply(item(1, "ADD"), item(2, "ADD", None, "Ann drinks tea")))
+    operations = parse_decision(value, [DOG, TEA], related).operations
+    assert [operation.text for operation in operations] == [DOG.text, "Ann drinks tea"]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -183,7 +189,7 @@ def test_what_an_item_deleted_cannot_be_changed_by_the_next(related: list[Entry]
         reply({"fact": 1}),
         reply(item(1, "add", None, "x")),
         reply(item(1, "MERGE", 0, "x")),
-        reply(item(1, "ADD")),
+        reply(item(1, "UPDATE", 0)),
         reply(item(1, "ADD", None, "  ")),
         reply(item(1, "UPDATE", 0, 5)),
         reply(item(1, "ADD", None, "half an emoji \ud83d")),
@@ -219,7 +225,7 @@ def test_no_facts_need_no_policy(bank: Bank) -> None:
 
 
 def test_a_manager_is_named_by_its_policy_and_its_format() -> None:
-    assert LLMManager(ScriptedPolicy([], name="small@host")).name == "small@host/manager-1"
+    assert LLMManager(ScriptedPolicy([], name="small@host")).name == "small@host/manager-2"
     assert AddOnlyManager().name == "add-only"
 
 
@@ -239,7 +245,7 @@ def test_the_managers_card_comes_back_and_is_refused_by_the_other_agent(tmp_path
     settings = ManagerSettings(k=3, max_tokens=99)
     write_card(tmp_path, "base", settings)
     assert read_card(tmp_path, ManagerSettings, "base") == settings
-    with pytest.raises(ModelError, match="made for the manager agent with manager-1, expected answer"):
+    with pytest.raises(ModelError, match="made for the manager agent with manager-2, expected answer"):
         read_card(tmp_path, AnswerSettings)
     with pytest.raises(ModelError, match="trained on base, got other"):
         read_card(tmp_path, ManagerSettings, "other")

@@ -17,7 +17,7 @@ from memory_r1.memory.manage import manager_reply
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
-from memory_r1.rl.reward import em, retention, surplus
+from memory_r1.rl.reward import each, em, retention, surplus
 from memory_r1.rl.types import Reward
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
@@ -57,7 +57,7 @@ def episodes(
     answerer: Answerer, questions: Sequence[Question] = (DOGS, NAME), window: int = 50, **terms: float
 ) -> list[ManagerEpisode]:
     agent = AnswerAgent(answerer, AnswerSettings(k=5, per_speaker=False))
-    outcome = Outcome(agent, em, OutcomeSettings(**terms))
+    outcome = Outcome(agent, each(em), OutcomeSettings(**terms))
     return manager_episodes(DIALOGUE, questions, TurnExtractor(), outcome, window=window, embedder=HashingEmbedder(64))
 
 
@@ -184,6 +184,8 @@ def test_retention_pays_for_evidence_that_the_bank_still_holds(answerer: Answere
     kept, dropped = rewards(episode, [reply((1, ADD, None, SAID[2])), reply((1, DELETE, buddy(episode), None))])
     assert (kept.value, kept.parts["retention"]) == (1.5, 1.0)
     assert (dropped.value, dropped.parts["retention"]) == (0.0, 0.0)
+    noop = episode.reward(reply((1, NOOP, None, None)))
+    assert noop.parts["retention"] == 0.5  # of both turns of evidence, what the bank already held
 
 
 def test_size_takes_off_what_a_bank_holds_beyond_seven_tenths_of_what_was_heard(answerer: Answerer) -> None:

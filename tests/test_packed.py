@@ -159,3 +159,9 @@ def test_a_window_is_found_even_where_the_probe_is_shorter_than_it() -> None:
     shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     config = MistralConfig(vocab_size=263, num_attention_heads=4, num_key_value_heads=2, sliding_window=4096, **shape)
     assert supports_packing(MistralForCausalLM(config)) is False
+
+
+@pytest.mark.parametrize(("change", "supported"), [(with_lora, True), (Deaf, False)])
+def test_rounding_is_not_taken_for_a_leak(tiny: LocalPolicy, change: Callable[[Any], Any], supported: bool) -> None:
+    tiny.wrap(lambda model: change(model.to(torch.bfloat16)))
+    assert supports_packing(tiny.model) is supported

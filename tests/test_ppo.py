@@ -462,7 +462,7 @@ def test_an_iteration_names_its_metrics(ragged_folder: Path) -> None:
     assert metrics.keys() == {
         *("reward", "reward/letters", "completion_tokens", "truncated", "loss", "kl", "clip_fraction", "grad_norm"),
         *("sampler_gap", "sampler_gap_max", "entropy_estimate", "lr"),
-        *("value_loss", "explained_variance", "critic_grad_norm", "critic_lr"),
+        *("value_loss", "explained_variance", "critic_grad_norm", "critic_lr", "frac_no_signal"),
     }
 
 

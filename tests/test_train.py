@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -12,20 +13,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from memory_r1.bank import HashingEmbedder
+from memory_r1.bank import HashingEmbedder, OperationKind
 from memory_r1.bench.dataset import Dataset, load_dataset
 from memory_r1.errors import InputError, ModelError, TrainingError
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.memory.card import manager_of, read_card
-from memory_r1.memory.manage import ManagerSettings
+from memory_r1.memory.manage import LLMManager, ManagerSettings, manager_reply
 from memory_r1.policy import Prompt, ScriptedPolicy
-from memory_r1.policy.local import LocalPolicy
+from memory_r1.policy.local import LocalPolicy, adapter_name
+from memory_r1.rl.glossary import meaning
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import LearnerSettings
 from memory_r1.rl.loop import LoopSettings
 from memory_r1.rl.ppo import PPOSettings
+from memory_r1.rl.settings import Others, TrainSettings
 from memory_r1.rl.sft import SFTSettings
-from memory_r1.rl.train import TrainSettings, train_answer_agent, train_memory_manager
+from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
 ANSWERING = AnswerSettings(k=2, per_speaker=False, max_tokens=4)
 SETTINGS = TrainSettings(
@@ -59,7 +62,12 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def train(
-    base: Path, dataset: Dataset, out: Path, settings: TrainSettings = SETTINGS, heard: list[str] | None = None
+    base: Path,
+    dataset: Dataset,
+    out: Path,
+    settings: TrainSettings = SETTINGS,
+    heard: list[str] | None = None,
+    others: Others | None = None,
 ) -> Path:
     """Train from a freshly loaded base; `heard` gathers what was reported."""
 
@@ -68,7 +76,7 @@ def train(
             heard.append(f"{name} {done}/{of}")
 
     policy = LocalPolicy(base, device="cpu")
-    return train_answer_agent(policy, dataset, settings, out, embedder=HashingEmbedder(), report=report)
+    return train_answer_agent(policy, dataset, settings, out, others=others, embedder=HashingEmbedder(), report=report)
 
 
 def test_training_goes_from_a_file_to_an_adapter_with_its_card(
@@ -97,8 +105,11 @@ def test_grpo_starts_from_the_weights_the_warm_start_returned_and_is_held_to_the
     lines = [json.loads(line) for line in (run / "grpo" / "metrics.jsonl").read_text().splitlines()]
     assert [line["kl"] for line in lines if line["iteration"] == 1] == [0]  # against the reference, not the base
     state = torch.load(run / "grpo" / "state.pt", weights_only=True)["weights"]
-    for name, weight in load_file(run / "sft" / kept / "adapter_model.safetensors").items():
-        assert state[name.replace(".weight", ".reference.weight")].equal(weight)
+    begun = load_file(run / "sft" / kept / "adapter_model.safetensors")
+    changes_nothing = not any(weight.any() for name, weight in begun.items() if "lora_B" in name)
+    held = {} if changes_nothing else {name.replace(".weight", ".reference.weight"): w for name, w in begun.items()}
+    assert {name for name in state if ".reference." in name} == held.keys()
+    assert all(state[name].equal(weight) for name, weight in held.items())
 
 
 def test_running_it_again_changes_nothing_and_returns_the_adapter(
@@ -138,6 +149,57 @@ def test_a_fraction_of_the_questions_can_be_held_out(tiny_folder: Path, dataset:
     assert "val/reward" in (tmp_path / "run" / "sft" / "metrics.jsonl").read_text()
 
 
+def test_the_report_shows_what_the_run_logged_and_each_metric_has_its_line(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(tiny_folder, dataset, out, replace(SETTINGS, algo="ppo", ppo=PPOSettings(prompts=2, group=1, minibatches=1)))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert dataset.sha256 in page
+    assert "SFT" in page
+    assert "PPO" in page
+    lines = [json.loads(line) for name in ("sft", "ppo") for line in (out / name / "metrics.jsonl").open()]
+    for name in {name for line in lines for name in line} - {"iteration", "notes"}:
+        assert escape(meaning(name)) in page
+        assert meaning(name), name
+
+
+def test_patience_without_val_is_an_input_error(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    hasty = replace(SETTINGS, val="", loop=LoopSettings(patience=2))
+    with pytest.raises(InputError, match=r"^loop\.patience is 2, but there is no val"):
+        train(tiny_folder, dataset, tmp_path / "run", hasty)
+    assert not (tmp_path / "run").exists()
+
+
+# The models beside
+
+
+def test_a_run_goes_on_from_an_adapter_and_is_another_run_from_another_one(
+    tiny_folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    begun, still = train(tiny_folder, dataset, tmp_path / "first"), replace(SETTINGS, val="", algo="sft")
+    still = replace(still, warm_start=replace(still.warm_start, lr=0.0))
+    adapter = train(tiny_folder, dataset, tmp_path / "run", still, others=Others(start=begun))
+    (moved, before) = (load_file(folder / "adapter_model.safetensors") for folder in (adapter, begun))
+    assert all(moved[name].equal(weight) for name, weight in before.items())
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["start"] == adapter_name(begun)
+    with pytest.raises(TrainingError, match="another run"):
+        train(tiny_folder, dataset, tmp_path / "run", still)
+
+
+def test_a_managers_banks_are_answered_from(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """This one never writes anything down, so nothing is retrieved for any question."""
+    manager = LLMManager(ScriptedPolicy(lambda prompt: manager_reply([(1, OperationKind.NOOP, None, None)])), MANAGING)
+    with pytest.raises(InputError, match=r"^0 questions, turns or stretches to train on"):
+        train(tiny_folder, dataset, tmp_path / "run", others=Others(manager=manager))
+
+
+def test_a_manager_without_an_answerer_is_an_input_error(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="frozen answer agent"):
+        train_memory_manager(LocalPolicy(tiny_folder), dataset, SETTINGS, tmp_path / "run", others=Others())
+    assert not (tmp_path / "run").exists()
+
+
 # What is refused
 
 
@@ -157,7 +219,7 @@ def test_too_few_questions_are_an_input_error_and_leave_the_folder_free(
     tiny_folder: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     many = replace(SETTINGS, grpo=GRPOSettings(prompts=4, group=2))
-    with pytest.raises(InputError, match=r"^3 questions or turns to train on, expected at least 4$"):
+    with pytest.raises(InputError, match=r"^3 questions, turns or stretches to train on, expected at least 4$"):
         train(tiny_folder, dataset, tmp_path / "run", many)
     assert train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft")).is_dir()
 
@@ -180,6 +242,11 @@ def test_supervised_training_without_epochs_is_a_training_error(
     with pytest.raises(TrainingError, match="epochs above 0"):
         train(tiny_folder, dataset, tmp_path / "run", replace(SETTINGS, algo="sft", warm_start=SFTSettings(epochs=0)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stretch_without_turns_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"^replay_turns is 0, expected at least 1$"):
+        replace(SETTINGS, replay_turns=0)
 
 
 def test_nothing_to_train_is_refused(tiny_folder: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -205,15 +272,23 @@ def answerer() -> ScriptedPolicy:
 
 def train_manager(base: Path, dataset: Dataset, out: Path, settings: TrainSettings) -> Path:
     policy = LocalPolicy(base, device="cpu")
-    return train_memory_manager(policy, dataset, settings, out, answerer=answerer(), embedder=HashingEmbedder())
+    others = Others(answerer=answerer())
+    return train_memory_manager(policy, dataset, settings, out, others=others, embedder=HashingEmbedder())
 
 
-@pytest.mark.parametrize("algo", ["grpo", "ppo", "sft"])
+@pytest.mark.parametrize(
+    ("algo", "episode"),
+    [("grpo", "single-step"), ("ppo", "single-step"), ("sft", "single-step"), ("grpo", "replay"), ("ppo", "replay")],
+)
 def test_a_manager_is_trained_from_a_file_to_an_adapter_with_its_card(
-    tiny_folder: Path, dataset: Dataset, tmp_path: Path, algo: Literal["grpo", "ppo", "sft"]
+    tiny_folder: Path,
+    dataset: Dataset,
+    tmp_path: Path,
+    algo: Literal["grpo", "ppo", "sft"],
+    episode: Literal["single-step", "replay"],
 ) -> None:
-    out = tmp_path / "run"
-    settings = replace(SETTINGS, algo=algo, manager=MANAGING, ppo=PPOSettings(prompts=2, group=2, minibatches=1))
+    out, ppo = tmp_path / "run", PPOSettings(prompts=2, group=2, minibatches=1)
+    settings = replace(SETTINGS, algo=algo, manager=MANAGING, ppo=ppo, episode=episode, replay_turns=2)
     adapter = train_manager(tiny_folder, dataset, out, settings)
     assert read_card(adapter, ManagerSettings) == MANAGING
     assert json.loads((out / "config.json").read_text())["config"]["answerer"] == "frozen"
@@ -221,6 +296,7 @@ def test_a_manager_is_trained_from_a_file_to_an_adapter_with_its_card(
     lines = [json.loads(line) for line in (out / algo / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["val/reward"] <= 1 for line in lines if "val/reward" in line)
     assert "val/retention" in lines[0]
+    assert all(meaning(name) for line in lines for name in line if name not in ("iteration", "notes"))
     with pytest.raises(TrainingError, match="another run"):
         train(tiny_folder, dataset, out, settings)
 

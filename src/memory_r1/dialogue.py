@@ -17,13 +17,29 @@ from memory_r1.errors import DialogueError, InputError
 
 
 @dataclass(frozen=True)
+class GoldOperation:
+    """What a good memory manager decides about a turn, by texts: `old` is the text that an UPDATE or DELETE replaces.
+
+    An ADD has `text`, a DELETE `old`, an UPDATE both. Only training reads it.
+    """
+
+    op: Literal["ADD", "UPDATE", "DELETE"]
+    text: str | None = None
+    old: str | None = None
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One utterance. `id` is unique in the scope that remembers it; `at` is the session's wall clock, zone-free."""
+    """One utterance. `id` is unique in the scope that remembers it; `at` is the session's wall clock, zone-free.
+
+    `operations` are the gold ones where somebody has written them down: none of them is a NOOP, None is unknown.
+    """
 
     id: str
     speaker: str
     text: str
     at: datetime | None = None
+    operations: tuple[GoldOperation, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,10 +147,15 @@ def _turn_records(dialogues: Iterable[Dialogue]) -> Iterator[dict[str, object]]:
         for session in dialogue.sessions:
             for turn in session.turns:
                 at = {"at": _iso(session.at)} if session.at else {}
+                gold = {} if turn.operations is None else {"operations": [_gold(one) for one in turn.operations]}
                 yield {
                     "dialogue": dialogue.id, "session": session.id, **at,
-                    "turn": turn.id, "speaker": turn.speaker, "text": turn.text,
+                    "turn": turn.id, "speaker": turn.speaker, "text": turn.text, **gold,
                 }  # fmt: skip
+
+
+def _gold(operation: GoldOperation) -> dict[str, str]:
+    return {name: value for name, value in vars(operation).items() if value is not None}
 
 
 def _question_record(question: Question) -> dict[str, object]:
@@ -212,6 +233,28 @@ class _Record:
             raise DialogueError(f"{self.where}: field {name!r} is {value!r:.60}, expected a list of strings")
         return tuple(value)
 
+    def operations(self) -> tuple[GoldOperation, ...] | None:
+        value = self.fields.get("operations")
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise DialogueError(f"{self.where}: field 'operations' is {value!r:.60}, expected a list of objects")
+        return tuple(_Record(item, f"{self.where}, operation {n}").gold() for n, item in enumerate(value, start=1))
+
+    def gold(self) -> GoldOperation:
+        """This record as one gold operation: its op says which of text and old it has."""
+        match self.text("op"):
+            case "ADD":
+                return GoldOperation("ADD", self.text("text"))
+            case "UPDATE":
+                return GoldOperation("UPDATE", self.text("text"), self.text("old"))
+            case "DELETE":
+                return GoldOperation("DELETE", old=self.text("old"))
+            case other:
+                raise DialogueError(
+                    f"{self.where}: field 'op' is {other!r:.60}, expected ADD, UPDATE or DELETE; [] keeps nothing"
+                )
+
 
 @dataclass
 class _Builder:
@@ -233,7 +276,7 @@ class _Builder:
                 f"{record.where}: turn id {turn_id!r} was used at {self.turn_places[turn_id]}: give each turn its own"
             )
         self.turn_places[turn_id] = record.where
-        turns.append(Turn(turn_id, record.text("speaker"), record.text("text"), at))
+        turns.append(Turn(turn_id, record.text("speaker"), record.text("text"), at, record.operations()))
 
     def _session_time(self, record: _Record, dialogue: str, session: str) -> datetime | None:
         key, at = (dialogue, session), record.time("at")
@@ -263,7 +306,22 @@ class _Builder:
             for name, sessions in self.sessions.items()
         )
         self._check_questions()
+        for dialogue in dialogues:
+            self._check_operations(dialogue)
         return DialogueFile(dialogues, tuple(question for question, _ in self.questions))
+
+    def _check_operations(self, dialogue: Dialogue) -> None:
+        """What gold operations replace must have been written before, and not been replaced since."""
+        live: set[str] = set()
+        for turn in dialogue.turns:
+            for operation in turn.operations or ():
+                if operation.old is not None and operation.old not in live:
+                    raise DialogueError(
+                        f"{self.turn_places[turn.id]}: the {operation.op} replaces {operation.old!r:.60}, "
+                        "expected a text that an earlier operation of the dialogue wrote and none replaced"
+                    )
+                live.discard(operation.old or "")
+                live |= {operation.text} if operation.text is not None else set()
 
     def _check_questions(self) -> None:
         seen: set[str] = set()

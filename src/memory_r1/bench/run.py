@@ -24,6 +24,7 @@ from memory_r1.dialogue import Dialogue, Question, Turn
 from memory_r1.errors import InputError, PromptError, ReplyError
 from memory_r1.memory import Extractor, Fact, Memory
 from memory_r1.memory.answer import Answer, AnswerSettings
+from memory_r1.memory.manage import MemoryManager
 from memory_r1.policy.base import Policy
 
 Progress = Callable[[int, int], None]  # (done, of how many)
@@ -47,8 +48,12 @@ def remember_all(
     extractor: Callable[[Dialogue], Extractor],
     embedder: Embedder | None = None,
     progress: Progress | None = None,
+    manager: Callable[[Dialogue], MemoryManager | None] = lambda dialogue: None,
 ) -> dict[str, Bank]:
-    """A bank in memory for each dialogue, filled by the ADD-only manager; keyed by dialogue id. Progress in turns.
+    """A bank in memory for each dialogue, keyed by dialogue id. Progress in turns.
+
+    Args:
+        manager: that of a dialogue; None adds every fact.
 
     Raises:
         PolicyError: some turns could not be remembered, so that every score over them would mislead.
@@ -63,7 +68,7 @@ def remember_all(
             if progress:
                 progress(before + done, total)
 
-        report = Memory(bank, extractor=extractor(dialogue)).remember(dialogue, step)
+        report = Memory(bank, manager=manager(dialogue), extractor=extractor(dialogue)).remember(dialogue, step)
         if report.failures:
             first = report.failures[0]
             raise ReplyError(

@@ -34,7 +34,7 @@ class Ask:
         with self.where.open(existing=True) as bank:
             if not bank.stats().live:
                 raise InputError(f"{self.where.bank}: scope {self.where.scope!r} has no entries: remember a file first")
-            policy = self.model.policy()
+            policy = self.model.policy("answer")
             memory = Memory(bank, policy, settings=self.answer.settings(policy))
             answer = memory.ask(self.question)
         if self.json:

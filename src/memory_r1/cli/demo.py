@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_r1.cli.show import progress
+from memory_r1.cli.show import note, progress
 from memory_r1.cli.train import reporter
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Demo:
         after = self._answer(dataset, banks, adapter)
         _print_samples(before, after)
         _print_scores({"untrained": before, "warm start": warm, "and GRPO": after})
-        print(f"\nThe trained adapter: {adapter}   curves: {self.out / 'curves.png'}")
+        print(f"\nThe trained adapter: {adapter}   report: {self.out / 'report.html'}")
         print("Try it (. .venv/bin/activate):")
         print(f"  memory-r1 remember {example_path()} --dialogue {UNSEEN} --bank {self.out / 'memory.db'}")
         print(
@@ -72,16 +72,17 @@ class Demo:
         from memory_r1.policy import LocalPolicy
 
         name = f"answering ({adapter.parent.name if adapter else 'untrained'})"
+        policy, questions = LocalPolicy(adapter=adapter, precision="auto"), dataset.select(UNSEEN)[1]
         with progress(name) as step:
-            return predict(banks, dataset.select(UNSEEN)[1], LocalPolicy(adapter=adapter), SMALL, progress=step)
+            return predict(banks, questions, policy, SMALL, progress=step)
 
     def _train(self, dataset: Dataset) -> Path:
         from memory_r1.policy import LocalPolicy
-        from memory_r1.rl.curves import draw_curves
         from memory_r1.rl.grpo import GRPOSettings
         from memory_r1.rl.loop import LoopSettings
+        from memory_r1.rl.settings import TrainSettings
         from memory_r1.rl.sft import SFTSettings
-        from memory_r1.rl.train import TrainSettings, train_answer_agent
+        from memory_r1.rl.train import train_answer_agent
 
         settings = replace(
             TrainSettings(train=TRAINED_ON, seed=self.seed),
@@ -90,9 +91,7 @@ class Demo:
             loop=LoopSettings(eval_every=0, checkpoint_every=2),
         )
         with progress("training") as step:
-            adapter = train_answer_agent(LocalPolicy(), dataset, settings, self.out, report=reporter(step))
-        draw_curves(self.out)
-        return adapter
+            return train_answer_agent(LocalPolicy(), dataset, settings, self.out, report=reporter(step), note=note)
 
 
 def _print_entries(bank: Bank, shown: int = 3) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from memory_r1.cli.flags import AnswerFlags, ModelFlags
-from memory_r1.cli.show import print_json, progress
+from memory_r1.cli.show import Step, print_json, progress
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.score import Prediction
-    from memory_r1.dialogue import Question
+    from memory_r1.dialogue import Dialogue, Question
+    from memory_r1.memory import Extractor
     from memory_r1.memory.answer import AnswerSettings
     from memory_r1.policy import Policy
 
@@ -30,6 +32,12 @@ class _Eval:
     answer: Annotated[AnswerFlags, tyro.conf.arg(name="")] = field(default_factory=AnswerFlags)
     extract: Literal["turns", "facts", "llm"] = "turns"
     """what an entry is made of: the turn itself, the file's ready-made facts (LoCoMo), or facts the model writes"""
+    manager: Literal["add-only", "llm"] = "add-only"
+    """what makes the bank: add-only adds every fact; llm asks a model to ADD, UPDATE, DELETE or leave each"""
+    manager_adapter: Path | None = None
+    """llm: the memory manager's adapter on the same model; default: the model alone"""
+    bank: Path | None = None
+    """llm: keep the banks in this file, a scope for each dialogue; what it holds already is not made again"""
     recall: bool = False
     """only measure evidence recall of the retrieval, which needs no language model"""
     out: Path | None = None
@@ -46,8 +54,9 @@ class _Eval:
     """print the summary as JSON"""
 
     def _evaluate(self, dataset: Dataset, part: str, title: str) -> int:
-        from memory_r1.bench.run import claim_folder, remember_all
+        from memory_r1.bench.run import claim_folder
 
+        self._check_manager()
         for flag, value in (("limit", self.limit), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{flag} is {value}, expected at least 1")
@@ -58,13 +67,29 @@ class _Eval:
         dialogues, questions = dataset.select(part)
         questions = questions[: self.limit]
         # made before the minutes of remembering, so that a wrong flag is refused at once
-        policy = None if self.recall and self.extract != "llm" else self.model.policy()
+        policy = None if self.recall and self.extract != "llm" else self.model.policy("answer")
         settings = self.answer.settings(policy) if policy else None
         with progress("remembering") as step:
-            banks = remember_all(dialogues, dataset.extractor(self.extract, policy), progress=step)
+            banks = self._remembered(dialogues, dataset.extractor(self.extract, policy), step)
         if self.recall or policy is None or settings is None:
             return self._recall(banks, questions, title)
         return self._answer(dataset, banks, questions, policy, settings, title)
+
+    def _check_manager(self) -> None:
+        if self.manager == "add-only" and (self.manager_adapter or self.bank):
+            raise InputError("--manager-adapter and --bank belong to --manager llm: name it, or leave them out")
+
+    def _remembered(
+        self, dialogues: list[Dialogue], extractor: Callable[[Dialogue], Extractor], step: Step
+    ) -> dict[str, Bank]:
+        from memory_r1.bench.managed import manage_all
+        from memory_r1.bench.run import remember_all
+        from memory_r1.memory.card import manager_of
+
+        if self.manager == "add-only":
+            return remember_all(dialogues, extractor, progress=step)
+        manager = manager_of(replace(self.model, adapter=self.manager_adapter).policy("manager"))
+        return manage_all(dialogues, extractor, progress=step, manager=manager, file=self.bank)
 
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
         from memory_r1.bench.score import evidence_recall_at
@@ -87,20 +112,24 @@ class _Eval:
         settings: AnswerSettings,
         title: str,
     ) -> int:
+        from memory_r1.bench.managed import bank_counts
         from memory_r1.bench.run import predict, save_results
         from memory_r1.bench.score import render, summarise
 
         with progress("answering") as step:
             predictions = predict(banks, questions, policy, settings, batch=self.batch, progress=step)
         summary = summarise(predictions, seed=self.seed, names=dataset.categories)
+        counts = bank_counts(banks.values())
         if self.out:
             data = {"path": str(dataset.path), "sha256": dataset.sha256, "policy": policy.name}
-            save_results(self.out, {"eval": self, "answer": settings}, data, summary, predictions)
+            config = {"eval": self, "answer": settings, "bank": counts}
+            save_results(self.out, config, data, summary, predictions)
         if self.json:
-            print_json(summary.as_dict())
+            print_json({**summary.as_dict(), "bank": counts})
             return 0
         _print_samples(predictions[: self.samples])
         _print_table(render(summary, f"{title}, {policy.name}, k={settings.k}"))
+        print("bank: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
         return 0
 
 

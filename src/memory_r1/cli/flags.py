@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from memory_r1.data import adapter_path
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,18 +87,30 @@ class ModelFlags:
     base_url: str | None = None
     """an OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL; the key: MEMORY_R1_API_KEY or OPENAI_API_KEY"""
     adapter: Path | None = None
-    """an adapter that memory-r1 train wrote, for a local model"""
+    """an adapter that memory-r1 train wrote, for a local model; default: the one that ships with the embedded model"""
+    bare: bool = False
+    """the embedded model without the adapter that ships with it"""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """of a local model's weights; auto is bfloat16 where the machine computes it natively"""
 
-    def policy(self) -> Policy:
-        """The policy these flags name."""
+    def policy(self, agent: Literal["answer", "manager"] | None = None) -> Policy:
+        """The policy these flags name, for an agent or for none in particular."""
         from memory_r1.policy import LocalPolicy, RemotePolicy
 
+        if self.bare and (self.adapter or self.model):
+            raise InputError("--bare means the embedded model alone: leave --adapter and --model out")
         base_url = self.base_url or os.environ.get("MEMORY_R1_BASE_URL")
         if not base_url:
-            return LocalPolicy(self.model, adapter=self.adapter)
+            return LocalPolicy(self.model, adapter=self.adapter_of(agent), precision=self.precision)
         if self.model is None or self.adapter is not None:
             raise InputError(f"the endpoint {base_url} needs --model NAME, and takes no --adapter")
         return RemotePolicy(self.model, base_url=base_url)
+
+    def adapter_of(self, agent: Literal["answer", "manager"] | None) -> Path | None:
+        """The adapter in use for an agent: the one given, else the one that ships with the embedded model."""
+        if self.adapter or self.model or self.bare or agent is None:
+            return self.adapter
+        return adapter_path(agent)
 
 
 @dataclass(frozen=True)

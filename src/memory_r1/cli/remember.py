@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -48,23 +48,31 @@ class Remember:
             raise InputError("a model is named, but neither --manager llm nor --extract llm asks it anything")
         file = load_dialogues(self.file)
         dialogues = file.dialogues if self.dialogue is None else (file.dialogue(self.dialogue),)
-        policy = self.model.policy() if "llm" in (self.manager, self.extract) else None  # refused before a bank is made
+        managing, extracting = self._policies()  # refused before a bank is made
         with self.where.open() as bank:
-            memory = self._memory(bank, policy)
+            memory = self._memory(bank, managing, extracting)
             memory.store(dialogues)
             with progress("remembering") as step:
                 report = memory.take_up_pending(step)
         self._print(report)
         return 1 if report.failures else 0
 
-    def _memory(self, bank: Bank, policy: Policy | None) -> Memory:
+    def _policies(self) -> tuple[Policy | None, Policy | None]:
+        """The memory manager's and the extractor's, which is not trained: one where the manager has no adapter."""
+        managing = self.model.policy("manager") if self.manager == "llm" else None
+        if self.extract != "llm":
+            return managing, None
+        shared = managing is not None and self.model.adapter_of("manager") is None
+        return managing, managing if shared else replace(self.model, adapter=None).policy()
+
+    def _memory(self, bank: Bank, managing: Policy | None, extracting: Policy | None) -> Memory:
         from memory_r1.memory import LLMExtractor, Memory
         from memory_r1.memory.card import manager_of
 
         return Memory(
             bank,
-            manager=manager_of(policy) if policy and self.manager == "llm" else None,
-            extractor=LLMExtractor(policy) if policy and self.extract == "llm" else None,
+            manager=manager_of(managing) if managing else None,
+            extractor=LLMExtractor(extracting) if extracting else None,
         )
 
     def _print(self, report: RememberReport) -> None:

@@ -52,7 +52,7 @@ def _bar(title: str) -> Iterator[Step]:
 
 
 def _lines(title: str, every_s: float = 10.0) -> Step:
-    _note(f"{title} ...")
+    note(f"{title} ...")
     began, last, before = time.monotonic(), 0.0, 0
 
     def step(done: int, total: int, remark: str = "") -> None:
@@ -65,13 +65,13 @@ def _lines(title: str, every_s: float = 10.0) -> Step:
             return
         last = elapsed
         eta = f", eta {elapsed / done * (total - done):.0f} s" if 0 < done < total else ""
-        _note(f"{title}: {done}/{total}, {elapsed:.0f} s{eta}{'  ' + remark if remark else ''}")
+        note(f"{title}: {done}/{total}, {elapsed:.0f} s{eta}{'  ' + remark if remark else ''}")
 
     return step
 
 
-def _note(line: str) -> None:
-    """Print to stderr, if anybody reads it: work goes on without."""
+def note(line: str) -> None:
+    """Print a line to stderr, above a progress bar; if nobody reads it, work goes on without."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from memory_r1.cli.show import Step, print_json, progress
+from memory_r1.cli.flags import ModelFlags
+from memory_r1.cli.show import Step, note, print_json, progress
 from memory_r1.errors import InputError
 from memory_r1.rl.loop import Report
-from memory_r1.rl.train import TrainSettings
+from memory_r1.rl.parallel import World, join
+from memory_r1.rl.settings import Others, TrainSettings
 
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
+    from memory_r1.bench.judge import Judge
+    from memory_r1.memory import LLMManager
+    from memory_r1.policy import Policy
+    from memory_r1.rl.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Train:
     on from where a stopped run left off.
 
     Example: memory-r1 train answer --data mine.jsonl --train all --val-fraction 0.2 --out runs/answer
+    Example: memory-r1 train answer --data mine.jsonl --val-fraction 0.2 --out runs/answer --dry-run
     Example: memory-r1 train manager --data mine.jsonl --answerer runs/answer/adapter --out runs/manager
     """
 
@@ -34,49 +42,137 @@ class Train:
     data: Path
     """own JSONL, or LoCoMo's locomo10.json"""
     out: Path
-    """the run folder: config, metrics, checkpoints, curves.png, adapter/"""
+    """the run folder: config, metrics, checkpoints, report.html, adapter/"""
     settings: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     model: str | None = None
     """base model: a folder, .gguf file or hub id; default: the embedded small model"""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """how the base model's frozen weights are kept: bfloat16 takes half the memory and, with LoRA, less time"""
+    start: Path | None = None
+    """an adapter of the same agent to go on from; default: a new one"""
+    manager_adapter: Path | None = None
+    """answer agent: the memory manager's adapter on the same base model, which makes the banks; default: see --banks"""
     answerer: Path | None = None
     """memory manager: the frozen answer agent's adapter, on the same base model; default: the base model alone"""
+    judge_model: str | None = None
+    """--reward judge: the model that judges answers, named as for --model, or by its endpoint's name"""
+    judge_base_url: str | None = None
+    """--reward judge: its OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
+    teacher_adapter: Path | None = None
+    """--from-rollouts: the adapter of the policy that is imitated, on the same base; default: the base model alone"""
+    teacher_model: str | None = None
+    """--from-rollouts: another model to imitate, named as for --model, or by its endpoint's name"""
+    teacher_base_url: str | None = None
+    """--from-rollouts: that model's OpenAI-compatible endpoint, default MEMORY_R1_BASE_URL"""
+    dry_run: bool = False
+    """train nothing and write nothing: say how many episodes and tokens, and about how many minutes and GB it takes"""
     json: bool = False
     """print the result as JSON"""
 
     def run(self) -> int:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
-        from memory_r1.rl.curves import draw_curves
 
+        if self.weights == "bfloat16" and not self.settings.learner.lora_rank:
+            raise InputError("--weights bfloat16 is for frozen weights: full training (lora_rank 0) needs float32")
         if self.agent == "answer" and self.answerer is not None:
             raise InputError("--answerer is for training the memory manager: leave it out")
-        dataset = load_dataset(self.data)
-        with progress("training") as step:
-            adapter = self._trained(dataset, reporter(step))
-        curves = draw_curves(self.out)
-        if self.json:
-            print_json({"adapter": str(adapter), "curves": str(curves)})
-            return 0
+        if self.agent == "manager" and self.manager_adapter is not None:
+            raise InputError("--manager-adapter is for training the answer agent: leave it out")
+        world, dataset = join(), load_dataset(self.data)
+        others = self._others(world.device)
+        work = self._estimated if self.dry_run else self._trained
+        found, said = work(dataset, world, others)
+        world.leave()
+        if world.main:
+            print_json(found) if self.json else print(said)
+        return 0
+
+    def _trained(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, str], str]:
+        """Train; returns what to say, for machines and for people."""
+        from memory_r1.policy import LocalPolicy
+        from memory_r1.rl import train
+        from memory_r1.rl.report import PAGE
+
+        run = train.train_answer_agent if self.agent == "answer" else train.train_memory_manager
+        policy = LocalPolicy(self.model, device=world.device, precision=self.weights)
+        with progress("training") if world.main else nullcontext() as step:
+            report = reporter(step) if step else None
+            adapter = run(policy, dataset, self.settings, self.out, others=others, report=report, note=note)
+        page = self.out / PAGE
         base = f"--model {self.model} " if self.model else ""
         use = f"{base}--adapter {adapter}" if self.settings.learner.lora_rank else f"--model {adapter}"
         verb = "eval own --data OTHER.jsonl" if self.agent == "answer" else "remember OTHER.jsonl --manager llm"
-        print(f"trained: {adapter}\ncurves: {curves}\nuse it: memory-r1 {verb} {use}")
-        return 0
+        said = f"trained: {adapter}\nreport: {page}\nuse it: memory-r1 {verb} {use}"
+        return {"adapter": str(adapter), "report": str(page)}, said
 
-    def _trained(self, dataset: Dataset, report: Report) -> Path:
+    def _estimated(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, object], str]:
+        """Say what training would take, for machines and for people."""
         from memory_r1.policy import LocalPolicy
-        from memory_r1.rl.train import train_answer_agent, train_memory_manager
+        from memory_r1.rl import train
 
-        policy = LocalPolicy(self.model)
-        if self.agent == "answer":
-            return train_answer_agent(policy, dataset, self.settings, self.out, report=report)
-        answerer = LocalPolicy(self.model, adapter=self.answerer)
-        return train_memory_manager(policy, dataset, self.settings, self.out, answerer=answerer, report=report)
+        run = train.estimate_answer_agent if self.agent == "answer" else train.estimate_memory_manager
+        found = run(
+            LocalPolicy(self.model, device=world.device, precision=self.weights), dataset, self.settings, others=others
+        )
+        return asdict(found), "\n".join(_lines(found))
+
+    def _others(self, device: str | None) -> Others:
+        from memory_r1.policy import LocalPolicy
+
+        answerer = None
+        if self.agent == "manager":
+            answerer = LocalPolicy(self.model, adapter=self.answerer, device=device, precision="auto")
+        return Others(self.start, self._manager(device), answerer, self._judge(), self._teacher())
+
+    def _manager(self, device: str | None) -> LLMManager | None:
+        from memory_r1.memory.card import manager_of
+        from memory_r1.policy import LocalPolicy
+
+        if self.manager_adapter is None:
+            return None
+        return manager_of(LocalPolicy(self.model, adapter=self.manager_adapter, device=device, precision="auto"))
+
+    def _judge(self) -> Judge | None:
+        from memory_r1.bench.judge import Judge
+
+        wanted = self.settings.reward == "judge"
+        if wanted != (self.judge_model is not None) or (self.judge_base_url is not None and not wanted):
+            raise InputError("--reward judge and --judge-model NAME need each other: give both, or neither")
+        named = ModelFlags(self.judge_model, self.judge_base_url)
+        return Judge(named.policy()) if wanted else None
+
+    def _teacher(self) -> Policy | None:
+        from memory_r1.policy import LocalPolicy
+
+        named = ModelFlags(self.teacher_model, self.teacher_base_url, self.teacher_adapter)
+        if named == ModelFlags():
+            return None
+        if self.teacher_base_url and not self.teacher_model:
+            raise InputError(f"the teacher's endpoint {self.teacher_base_url} needs --teacher-model NAME")
+        if not self.settings.from_rollouts:
+            raise InputError("--teacher-adapter, --teacher-model and --teacher-base-url need --from-rollouts")
+        return named.policy() if self.teacher_model else LocalPolicy(self.model, adapter=self.teacher_adapter)
 
 
 def reporter(step: Step) -> Report:
     """What the training loop calls after each iteration, shown as a step of the progress."""
     return lambda algorithm, done, total, metrics: step(done, total, _remark(algorithm, metrics))
+
+
+def _lines(found: Estimate) -> Iterator[str]:
+    """An estimate for people."""
+    prompt = found.prompt
+    yield f"episodes     {found.episodes} to train on, {found.val} in val, {found.demonstrations} demonstrations"
+    yield f"prompts      {prompt.median} tokens (median), {prompt.p95} (95th percentile), {prompt.longest} (longest)"
+    if found.unfit:
+        yield f"             {found.unfit} do not fit the model's context with their reply: retrieve fewer entries"
+    yield f"replies      {found.reply} tokens, reckoned with"
+    for name, iterations in found.iterations.items():
+        yield f"{name:<12} {iterations} iterations, about {found.minutes[name]:.1f} minutes"
+    yield f"memory       about {found.memory_gb:.1f} GB at the peak"
+    yield from (f"note: {remark}" for remark in found.remarks)
+    yield "nothing was trained or written; the same command without --dry-run begins"
 
 
 def _remark(algorithm: str, metrics: Mapping[str, float]) -> str:

@@ -18,9 +18,9 @@ from memory_r1.policy.local import LocalPolicy
 CARD = "memory_r1.json"
 
 Agent = Literal["answer", "manager"]
-Settings = TypeVar("Settings", AnswerSettings, ManagerSettings)
+Settings = TypeVar("Settings", bound=AnswerSettings | ManagerSettings)
 
-_FORMATS: dict[type[AnswerSettings | ManagerSettings], tuple[Agent, str]] = {
+_FORMATS: dict[type[object], tuple[Agent, str]] = {
     AnswerSettings: ("answer", ANSWER_FORMAT),
     ManagerSettings: ("manager", MANAGER_FORMAT),
 }

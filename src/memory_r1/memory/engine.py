@@ -111,7 +111,7 @@ class Memory:
         """Settle every pending turn of the scope; raises as `remember` does."""
         report = RememberReport()
         pending = self.bank.pending_turns()
-        for turns in _chunks(pending, self.extractor.turns_at_once):
+        for turns in chunks(pending, min(self.extractor.turns_at_once, self.manager.turns_at_once)):
             self._settle(turns, report)
             if progress:
                 progress(report.turns + sum(len(f.turn_ids) for f in report.failures), len(pending))
@@ -163,8 +163,8 @@ class Memory:
         return [turn for turn in turns if turn.id in pending]
 
 
-def _chunks(turns: Sequence[StoredTurn], size: int) -> Iterator[list[Turn]]:
-    """At most `size` turns at a time, never across a session's end."""
+def chunks(turns: Sequence[StoredTurn], size: int) -> Iterator[list[Turn]]:
+    """Stored turns, at most `size` at a time, never across a session's end."""
     for _, session in groupby(turns, key=lambda turn: (turn.dialogue_id, turn.at)):
         members = [Turn(turn.id, turn.speaker, turn.text, turn.at) for turn in session]
         for start in range(0, len(members), size):

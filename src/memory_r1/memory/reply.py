@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from memory_r1.errors import ReplyError
@@ -48,13 +48,41 @@ def ask_for_json(policy: Policy, prompt: Prompt, sampling: Sampling, parse: Call
         ReplyError: the second reply does not parse either.
         PolicyError: the model failed.
     """
-    reply = policy.complete([prompt], sampling)[0].text
+    parsed = ask_each_for_json(policy, [(prompt, parse)], sampling)[0]
+    if isinstance(parsed, ReplyError):
+        raise parsed
+    return parsed
+
+
+def ask_each_for_json(
+    policy: Policy, asked: Sequence[tuple[Prompt, Callable[[object], Parsed]]], sampling: Sampling
+) -> list[Parsed | ReplyError]:
+    """What `ask_for_json` gives for each prompt with its parser, or would raise; two batches at most.
+
+    Raises:
+        PolicyError: the model failed.
+    """
+    replies = [completion.text for completion in policy.complete([prompt for prompt, _ in asked], sampling)]
+    outcomes = [_parsed(reply, parse) for reply, (_, parse) in zip(replies, asked, strict=True)]
+    again = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ReplyError)}
+    if again:
+        prompts = [once_more(asked[i][0], replies[i], error) for i, error in again.items()]
+        for i, completion in zip(again, policy.complete(prompts, sampling), strict=True):
+            outcomes[i] = _parsed(completion.text, asked[i][1])
+    return outcomes
+
+
+def _parsed(reply: str, parse: Callable[[object], Parsed]) -> Parsed | ReplyError:
     try:
         return parse(find_json(reply))
     except ReplyError as error:
-        again: list[Message] = [
-            *prompt,
-            {"role": "assistant", "content": reply},
-            {"role": "user", "content": f"That does not parse: {error}. Reply with the JSON object alone."},
-        ]
-        return parse(find_json(policy.complete([again], sampling)[0].text))
+        return error
+
+
+def once_more(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
+    """The messages that send a reply which does not parse back, with the reason."""
+    return [
+        *prompt,
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": f"That does not parse: {error}. Reply with the JSON object alone."},
+    ]

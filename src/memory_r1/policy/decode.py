@@ -1,4 +1,4 @@
-"""Sample n completions of every prompt with one prefill per prompt.
+"""Sample n completions of every prompt with one prefill per prompt, and one for what all prompts begin with.
 
 The n completions of a prompt share its cached keys and values, which are never copied: at each step the next tokens
 of all of them go through the model as ONE short sequence, under a mask by which each token sees the prompt and the
@@ -143,25 +143,50 @@ class _State:
 
 
 def _prefill(model: Any, prompts: Sequence[Sequence[int]], n: int) -> tuple[_State, Tensor]:
+    """Compute the prompts: what they all begin with once, then the rest of each, padded between the two."""
     import torch
-    from transformers import DynamicCache
 
-    device, longest = model.device, max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    device, full = model.device, attends_to_all(model)
+    begun = _common(prompts) if full else 0
+    cache = _begin(model, prompts[0][:begun], len(prompts))
+    longest = max(len(prompt) for prompt in prompts) - begun
+    rests = [list(prompt[begun:]) for prompt in prompts]
+    ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    mask = torch.arange(longest, device=device) >= (longest - lengths).unsqueeze(1)
-    cache = DynamicCache(config=model.config)
+    columns = torch.arange(-begun, longest, device=device)
+    mask = (columns < 0) | (columns >= (longest - lengths + begun).unsqueeze(1))
     output = model(
         input_ids=ids,
         attention_mask=mask.long(),
-        position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
+        position_ids=(mask.long().cumsum(1) - 1).clamp(min=0)[:, begun:],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     )
     owner = torch.where(mask, _PROMPT, _PADDING)
     rows = torch.arange(n, device=device).expand(len(prompts), n)
-    return _State(cache, owner, rows, lengths, n > 1 or attends_to_all(model)), output.logits.expand(-1, n, -1)
+    return _State(cache, owner, rows, lengths, n > 1 or full), output.logits.expand(-1, n, -1)
+
+
+def _common(prompts: Sequence[Sequence[int]], worth: int = 64) -> int:
+    """How many tokens all prompts begin with, one of each left over; 0 where it is not worth a pass of its own."""
+    same = 0
+    while same < min(len(prompt) for prompt in prompts) - 1 and len({prompt[same] for prompt in prompts}) == 1:
+        same += 1
+    return same if len(prompts) > 1 and same >= worth else 0
+
+
+def _begin(model: Any, tokens: Sequence[int], rows: int) -> Any:
+    """A cache in which each of `rows` prompts has begun with these tokens, computed once."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    if tokens:
+        ids = torch.tensor([tokens], device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(rows)
+    return cache
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

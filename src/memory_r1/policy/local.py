@@ -24,7 +24,7 @@ from memory_r1.policy.gguf import unpacked
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class LocalPolicy:
@@ -34,7 +34,7 @@ class LocalPolicy:
         model: folder, .gguf file or hub id; None takes the embedded SmolLM2-135M-Instruct.
         adapter: folder of a PEFT adapter to put on the model.
         device: torch device; None takes a GPU where there is one.
-        precision: of the weights.
+        precision: of the weights; "auto" is bfloat16 where the machine computes it natively.
         batch_tokens: most padded prompt tokens that go through the model at once.
     """
 
@@ -50,8 +50,9 @@ class LocalPolicy:
         self.embedded = model is None
         self.source = Path(model) if model is not None else embedded_model()
         self.adapter = Path(adapter) if adapter is not None else None
+        self.version = 0  # who trains the weights counts their changes here
         self._device = device
-        self._precision = precision
+        self.precision: Precision = precision
         self._batch_tokens = batch_tokens
         self._lock = RLock()
         self._model: Any = None
@@ -64,8 +65,7 @@ class LocalPolicy:
         """The model's name; with an adapter, its folder name and the first 8 digits of its weights' sha256."""
         if self.adapter is None:
             return self.base_name
-        weights = (self.adapter / "adapter_model.safetensors").read_bytes()
-        return f"{self.base_name}+{self.adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+        return f"{self.base_name}+{adapter_name(self.adapter)}"
 
     @property
     def base_name(self) -> str:
@@ -76,6 +76,15 @@ class LocalPolicy:
     def hub_name(self) -> str:
         """What other tools load the base by: its folder or hub id; the embedded model's is that of its original."""
         return EMBEDDED_HUB_NAME if self.embedded else str(self.source)
+
+    @property
+    def place(self) -> str:
+        """The folder or hub id that transformers loads the base from; a .gguf file's is where it was unpacked.
+
+        Raises:
+            ModelError: no such model.
+        """
+        return _locate(self.source, _dtype(self.precision, self._device or _best_device()))
 
     @property
     def model(self) -> Any:
@@ -128,6 +137,26 @@ class LocalPolicy:
         ids: list[int] = encoded["input_ids"]
         return ids
 
+    def encode_all(self, prompts: Sequence[Prompt], max_tokens: int, context: int | None = None) -> list[list[int]]:
+        """The tokens of several prompts that each leave room for a reply.
+
+        Args:
+            max_tokens: longest reply.
+            context: longest prompt with its reply; None takes what the model was made for.
+
+        Raises:
+            PromptError: a prompt with its reply would be longer.
+        """
+        holds = context or getattr(self.model.config, "max_position_embeddings", None)
+        encoded = [self.encode(prompt) for prompt in prompts]
+        for number, ids in enumerate(encoded, start=1):
+            if holds is not None and len(ids) + max_tokens > holds:
+                raise PromptError(
+                    f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
+                    f"{holds}: retrieve fewer entries (--k) or use a model with a longer context"
+                )
+        return encoded
+
     def encode_reply(self, text: str) -> list[int]:
         """A reply's tokens as the policy would have written them, the end token last; for imitation."""
         ids: list[int] = self.tokenizer(self._defused(text), add_special_tokens=False)["input_ids"]
@@ -153,8 +182,7 @@ class LocalPolicy:
             ModelError: the model cannot be loaded.
             PromptError: a prompt with its completion exceeds the model's context.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
-        self._check_lengths(encoded, sampling.max_tokens)
+        encoded = self.encode_all(prompts, sampling.max_tokens)
         generator = self._generator(sampling.seed)
         groups: list[list[Completion]] = [[] for _ in encoded]
         with self._lock:
@@ -169,10 +197,11 @@ class LocalPolicy:
                     generator=generator,
                 )
                 for i, group in zip(batch, sampled, strict=True):
-                    groups[i] = [self._completion(len(encoded[i]), one) for one in group]
+                    groups[i] = [self.completion(len(encoded[i]), one) for one in group]
         return groups
 
-    def _completion(self, prompt_tokens: int, sampled: Sampled) -> Completion:
+    def completion(self, prompt_tokens: int, sampled: Sampled) -> Completion:
+        """What was sampled after a prompt of so many tokens, with its text."""
         return Completion(
             text=self.decode(sampled.tokens).strip(),
             finish="stop" if sampled.ended else "length",
@@ -181,15 +210,6 @@ class LocalPolicy:
             tokens=tuple(sampled.tokens),
             logprobs=tuple(sampled.logprobs),
         )
-
-    def _check_lengths(self, encoded: list[list[int]], max_tokens: int) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        for number, ids in enumerate(encoded, start=1):
-            if context is not None and len(ids) + max_tokens > context:
-                raise PromptError(
-                    f"prompt {number} has {len(ids)} tokens and its reply up to {max_tokens}, but {self.name} holds "
-                    f"{context}: retrieve fewer entries (--k) or use a model with a longer context"
-                )
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         import torch
@@ -202,10 +222,11 @@ class LocalPolicy:
                 self._load_once()
 
     def _load_once(self) -> None:
-        model, self._tokenizer = _load_base(self.source, self._precision)
+        device = self._device or _best_device()
+        model, self._tokenizer = _load_base(self.source, _dtype(self.precision, device))
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)
-        self._model = model.to(self._device or _best_device()).eval()
+        self._model = model.to(device).eval()
 
 
 def _best_device() -> str:
@@ -214,7 +235,30 @@ def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
+def adapter_name(adapter: Path) -> str:
+    """An adapter's folder name and the first 8 digits of its weights' sha256; raises ModelError if it is none."""
+    _check_adapter(adapter)
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    return f"{adapter.name}-{hashlib.sha256(weights).hexdigest()[:8]}"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a torch device multiplies bfloat16 matrices natively, and so faster than float32 ones."""
+    import torch
+
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _dtype(precision: Precision, device: str) -> str:
+    """The torch dtype's name."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def _load_base(source: Path, dtype: str) -> tuple[Any, Any]:
     try:
         import torch
         from safetensors import SafetensorError
@@ -224,10 +268,10 @@ def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
         raise ModelError("a local model needs torch and transformers: pip install 'memory-r1[local]'") from error
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    place = _locate(source, precision)
+    place = _locate(source, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, precision))
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -237,10 +281,10 @@ def _load_base(source: Path, precision: Precision) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _locate(source: Path, precision: Precision) -> str:
+def _locate(source: Path, dtype: str) -> str:
     """The folder or hub id that transformers loads."""
     if source.suffix == ".gguf":
-        return str(unpacked(source, precision))
+        return str(unpacked(source, dtype))
     if source.is_dir() and not (source / "config.json").is_file():
         raise ModelError(f"{source}: not a model folder, expected a config.json in it")
     if source.is_absolute() and not source.exists():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from memory_r1.rl.parallel import World
 from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Critic:
         weights: the critic's weights by name, without the head.
         width: H, the size of a hidden state.
         max_grad_norm: longest gradient, by its norm over all weights.
+        world: the processes that train it.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Critic:
         *,
         width: int,
         max_grad_norm: float,
+        world: World,
     ) -> None:
         import torch
 
         self._states = states
         self._active = active
         self._max_grad_norm = max_grad_norm
+        self.world = world
         device = next(iter(weights.values())).device
         self.head = torch.nn.Linear(width, 1, device=device, dtype=torch.float32)
         torch.nn.init.zeros_(self.head.weight)  # nothing is expected before anything was learned
@@ -75,7 +79,7 @@ class Critic:
 
     def step(self, lr: float) -> float:
         """Take one optimizer step on the gathered gradients; returns their norm before the clip."""
-        return take_step(self.optimizer, lr, self._max_grad_norm)
+        return take_step(self.optimizer, lr, self._max_grad_norm, self.world)
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs: weights, head, optimizer."""

@@ -6,14 +6,16 @@ Left out: the memory manager's episodes, which fork a bank.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memory_r1.bank import Bank, Entry
 from memory_r1.bench import metrics
+from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Question
-from memory_r1.memory.answer import AnswerSettings, answer_prompt, answer_reply, parse_answer, retrieve
+from memory_r1.memory.answer import Answer, AnswerSettings, answer_prompt, answer_reply, parse_answer, retrieve
 from memory_r1.policy.base import Completion, Prompt
+from memory_r1.rl.reward import Earn, earned
 from memory_r1.rl.types import Demonstration, Reward
 
 
@@ -27,7 +29,7 @@ class AnswerEpisode:
     question: Question
     entries: tuple[Entry, ...]
     settings: AnswerSettings
-    earn: Callable[[str, str], float]
+    earn: Earn
     format_coef: float = 0.0
 
     @property
@@ -39,15 +41,16 @@ class AnswerEpisode:
         return answer_prompt(self.question.text, self.entries, self.settings)
 
     def reward(self, completion: Completion) -> Reward:
-        """The reward of the parsed answer, less `format_coef` when the reply left the format."""
-        answer = parse_answer(completion, self.entries, self.settings)
-        earned = self.earn(answer.text, self.question.answer) if answer.text else 0.0
+        """What the parsed answer earns, less `format_coef` when the reply left the format; see `score_answers`."""
+        return score_answers([(self, completion)])[0]
+
+    def _worth(self, answer: Answer, value: float) -> Reward:
         parts = {
             "exact_match": metrics.exact_match(answer.text, self.question.answer),
             "well_formed": float(answer.well_formed),
             "distilled": float(len(answer.distilled)),
         }
-        return Reward(earned - self.format_coef * (not answer.well_formed), parts)
+        return Reward(value - self.format_coef * (not answer.well_formed), parts)
 
     def demonstration(self, shuffle: random.Random | None = None) -> Demonstration:
         """The reply a warm start imitates: the retrieved entries that hold the evidence, then the gold answer.
@@ -69,11 +72,26 @@ class AnswerEpisode:
         return not self.question.evidence or not found.isdisjoint(self.question.evidence)
 
 
+def score_answers(pairs: Sequence[tuple[AnswerEpisode, Completion]]) -> list[Reward]:
+    """What completions of episodes, which have one `earn` between them, are rewarded with.
+
+    Raises:
+        PolicyError: the reward asks a model, and it failed.
+    """
+    if not pairs:
+        return []
+    answers = [parse_answer(completion, episode.entries, episode.settings) for episode, completion in pairs]
+    questions = [episode.question for episode, _ in pairs]
+    answered = [Answered(q.text, answer.text, q.answer) for q, answer in zip(questions, answers, strict=True)]
+    values = earned(pairs[0][0].earn, answered)
+    return [episode._worth(answer, value) for (episode, _), answer, value in zip(pairs, answers, values, strict=True)]
+
+
 def answer_episodes(
     bank: Bank,
     questions: Iterable[Question],
     settings: AnswerSettings,
-    earn: Callable[[str, str], float],
+    earn: Earn,
     format_coef: float = 0.0,
 ) -> list[AnswerEpisode]:
     """One episode per question, with what `bank` retrieves for it now; questions that retrieve nothing are left out."""

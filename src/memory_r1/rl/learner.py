@@ -1,8 +1,10 @@
 """The policy being trained: its weights, its frozen reference, its critic, its optimizer and its checkpoints.
 
 By default a LoRA adapter on the base model (arXiv 2106.09685); rank 0 trains every weight. The reference is the
-policy as it was when `freeze_reference` was called: a frozen copy of the adapter on the same base, or of the model. A
-critic begins as another such copy and is trained. Left out: several devices.
+policy as it was when `freeze_reference` was called: the base with adapters off where nothing was trained yet, else a
+frozen copy of the adapter on the same base, or of the model. A critic begins as another such copy and is trained. Of
+several processes (parallel.py) each has a learner, and a step sums the gradients of all. Left out: weights spread over
+several devices.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from memory_r1.errors import TrainingError
-from memory_r1.policy.local import LocalPolicy, quiet_peft
+from memory_r1.policy.base import Completion, Prompt, Sampling
+from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
 from memory_r1.rl.critic import Critic
 from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
-from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
+from memory_r1.rl.parallel import join
+from memory_r1.rl.weights import check_shapes, fingerprint, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +43,15 @@ class LearnerSettings:
     lora_alpha     scale of the adapter, divided by the rank
     precision      of the update's matrix products; "auto" is bfloat16 where the machine computes it natively
     max_grad_norm  longest gradient, by its norm over all weights
+    checkpointing  keep one activation a layer and compute the others again in the backward pass: a third slower, and
+                   the memory of an update no longer grows with layers times everything in a layer
     """
 
     lora_rank: int = 16
     lora_alpha: int = 32
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     max_grad_norm: float = 1.0
+    checkpointing: bool = False
 
 
 class Learner:
@@ -55,9 +62,12 @@ class Learner:
 
         if policy.adapter is not None:
             raise TrainingError("the policy carries an adapter already: give the base alone, and the adapter as start")
+        self.world = join()
         self.policy = policy
         self.settings = settings
         torch.manual_seed(seed)
+        if settings.checkpointing:
+            _allow_checkpointing(policy.model)
         if settings.lora_rank:
             policy.wrap(lambda model: _with_lora(model, settings, start))
         elif start is not None:
@@ -70,16 +80,40 @@ class Learner:
         self.optimizer = new_optimizer(self._weights)
 
     @property
+    def version(self) -> int:
+        """Of the weights: it grows with every optimizer step, and whenever other weights are taken up."""
+        return self.policy.version
+
+    @property
+    def lora_rank(self) -> int:
+        """Of the adapter, which one that was given as a start brings with it; 0 where all weights are trained."""
+        return int(self.model.peft_config[_TRAINED].r) if self.settings.lora_rank else 0
+
+    @property
+    def name(self) -> str:
+        """The base's name."""
+        return self.policy.name
+
+    @property
     def trainable(self) -> int:
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self._weights)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The prompt's tokens; see `LocalPolicy.encode`."""
+        return self.policy.encode(prompt)
+
+    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, n: int) -> list[list[Completion]]:
+        """n completions of each prompt with the weights as they are now, in their precision; see `LocalPolicy`."""
+        with self.precision():
+            return self.policy.sample(prompts, sampling, n=n)
 
     def logprobs(
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[Tensor]:
         """Log-probabilities of the completions under the trained weights, with gradient; see rl/packed.py."""
         score = packed_logprobs if self._packs else plain_logprobs
-        with self.precision():
+        with self.precision(), self._checkpointed(self.model):
             return score(self.model, prompt, completions, temperature=temperature)
 
     def ref_logprobs(
@@ -97,8 +131,9 @@ class Learner:
     def freeze_reference(self) -> None:
         """Take the weights as they are now for the reference."""
         if self.settings.lora_rank:
-            self._copy_adapter(_REFERENCE)
             self._reference = self.model
+            if not self._is_base():
+                self._copy_adapter(_REFERENCE)
         else:
             self._reference = copy.deepcopy(self.model).requires_grad_(False)
 
@@ -114,16 +149,18 @@ class Learner:
         score = packed_states if self._packs else plain_states
 
         def states(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
-            with self.precision(), active() as model:
+            with self.precision(), active() as model, self._checkpointed(model):
                 return score(model, prompt, completions)
 
         width = self.model.config.get_text_config().hidden_size
-        self.critic = Critic(states, active, named, width=width, max_grad_norm=self.settings.max_grad_norm)
+        longest = self.settings.max_grad_norm
+        self.critic = Critic(states, active, named, width=width, max_grad_norm=longest, world=self.world)
         return self.critic
 
     def step(self, lr: float) -> float:
         """Clip the gathered gradients, take one optimizer step, forget them; returns their norm before the clip."""
-        return take_step(self.optimizer, lr, self.settings.max_grad_norm)
+        self.policy.version += 1
+        return take_step(self.optimizer, lr, self.settings.max_grad_norm, self.world)
 
     def save(self, folder: Path) -> None:
         """Write the weights: a PEFT adapter, or the whole model with its tokenizer after full fine-tuning."""
@@ -145,11 +182,17 @@ class Learner:
         else:
             self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)  # tied heads are absent
         self.optimizer = new_optimizer(self._weights)
+        self.policy.version += 1
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs beside its config: trained weights, reference weights, optimizer, critic."""
         critic = {"critic": self.critic.state()} if self.critic else {}
         return state_of(self._stateful(), self.optimizer) | critic
+
+    def fingerprint(self) -> str:
+        """A hash of all weights in `state`: equal in all processes that train one policy."""
+        critic = self.critic.state()["weights"] if self.critic else {}
+        return fingerprint([*self._stateful().values(), *critic.values()])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take up a state written by `state`; the reference must have been frozen, the critic added, if it was then.
@@ -159,10 +202,13 @@ class Learner:
         """
         if ("critic" in state) != (self.critic is not None):
             raise TrainingError("the checkpoint and this run do not both have a critic: resume with the run's settings")
+        if self._reference is not None and any(_belongs(name, _REFERENCE) for name in state["weights"]):
+            self._copy_adapter(_REFERENCE)  # to be filled: this run's is the base itself so far
         check_shapes(state, self._stateful())
         if self.critic:
             self.critic.load_state(state["critic"])
         take_up(state, self._stateful(), self.optimizer)
+        self.policy.version += 1
 
     def _stateful(self) -> dict[str, Tensor]:
         """The weights that a state holds, by name."""
@@ -190,11 +236,36 @@ class Learner:
             yield model
             return
         before = self.model.active_adapter
-        self._activate(adapter)
         try:
-            yield self.model
+            if adapter in self.model.peft_config:
+                self._activate(adapter)
+                yield self.model
+            else:  # a reference that is the base itself
+                with self.model.disable_adapter():
+                    yield self.model
         finally:
             self._activate(before)
+
+    def _is_base(self) -> bool:
+        """Whether the adapter changes nothing yet: one of its two factors is all zeros."""
+        weights = self.model.named_parameters()
+        return not any(bool(w.any()) for n, w in weights if ".lora_B." in n and _belongs(n, _TRAINED))
+
+    @contextmanager
+    def _checkpointed(self, model: Any) -> Iterator[None]:
+        """Activations are computed again where a gradient will be wanted; never in sampling, whose cache forbids it."""
+        import torch
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        wanted = self.settings.checkpointing and torch.is_grad_enabled()
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+        try:
+            for layer in layers:
+                layer.training = True  # of the layer alone: what is in it, dropout included, stays as in use
+            yield
+        finally:
+            for layer in layers:
+                layer.training = False
 
     def _activate(self, adapter: str) -> None:
         self.model.set_adapter(adapter)
@@ -210,13 +281,18 @@ class Learner:
         return torch.autocast(device, dtype=torch.bfloat16, enabled=self._low_precision(device))
 
     def _low_precision(self, device: str) -> bool:
-        import torch
-
         if self.settings.precision != "auto":
             return self.settings.precision == "bfloat16"
-        if device == "cuda":
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return computes_bfloat16(device)
+
+
+def _allow_checkpointing(model: Any) -> None:
+    """Have the model's layers checkpoint their activations while they are in training mode; raises TrainingError."""
+    if not model.supports_gradient_checkpointing:
+        raise TrainingError(f"{type(model).__name__} knows no checkpointing: leave learner.checkpointing off")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # of use to re-entrant checkpointing alone
 
 
 def _belongs(name: str, adapter: str) -> bool:

@@ -40,6 +40,25 @@ def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, level: RatioLevel = "to
     return (mean + logprobs - logprobs.detach()).exp()
 
 
+def importance_weight(old_logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """min(pi_old / mu, cap) of every token: what a token drawn by mu counts in an expectation over pi_old.
+
+    mu is the policy as the sampler computed it. Another engine or precision gives the same weights somewhat different
+    log-probabilities, and training as if there were no difference is biased (arXiv 2510.26788); the cap bounds the
+    variance that the correction brings (truncated importance sampling). It weighs each token's place, as the token's
+    advantage does, whatever the level of the ratio.
+
+    Args:
+        old_logprobs: (T,) of the policy that sampled, as the learner computes it.
+        sampled_logprobs: (T,) of the same tokens, as the sampler did.
+        cap: largest weight, above 0.
+
+    Returns:
+        (T,) without gradient; exactly 1 where both agree, unless the cap is below.
+    """
+    return (old_logprobs - sampled_logprobs).exp().clamp(max=cap).detach()
+
+
 def clipped_policy_loss(
     ratio: Tensor, advantages: Tensor, *, clip_range_low: float, clip_range_high: float, dual_clip: float = 0.0
 ) -> Tensor:

@@ -33,6 +33,6 @@ def decayed(lr: float, iteration: int, warmup: int, iterations: int) -> float:
     return warmed_up(lr, iteration, warmup) * max(0.05, 1 - iteration / max(1, iterations))
 
 
-def sampling_seed(seed: int, iteration: int) -> int:
-    """The sampler's seed of an iteration."""
-    return random.Random(f"{seed}:{iteration}").randrange(2**31)
+def sampling_seed(seed: int, iteration: int, rank: int = 0) -> int:
+    """The sampler's seed of an iteration, another one in each of several processes."""
+    return random.Random(f"{seed}:{iteration}:{rank}" if rank else f"{seed}:{iteration}").randrange(2**31)

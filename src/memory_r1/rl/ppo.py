@@ -1,9 +1,15 @@
 """PPO on one page: sample, let a critic say what was expected before each token, credit the difference, step both.
 
     rewards        the outcome on a completion's last token, less kl_coef * k1 on each where the KL is in the reward
-    advantages     GAE over one completion (advantage.py), whitened over all tokens of the batch
+    advantages     GAE over one rollout (advantage.py), whitened over all tokens of the batch
     critic loss    mean over tokens of the clipped squared error to the returns, A + V before whitening (loss.py)
     policy loss    the clipped one that all algorithms share (update.py)
+
+Where a rollout makes several decisions, GAE runs through all their tokens as one sequence, and the outcome stands on
+the last token of the last. With gamma = lambda = 1 that equals crediting each decision alone with the outcome; with
+lambda < 1 it credits the decision after which the critic expects more, which is what a critic is for where the outcome
+is decisions away. The prompts between them are the environment's: no reward, no step of gamma. A decision that is
+masked is the environment's too.
 
 A prompt may be sampled once or G times: the rollouts of a prompt are not compared, but they share its computation, in
 the policy and in the critic. Source: PPO, arXiv 1707.06347; Memory-R1, section 3.4; critic warm-up and a lambda of its
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from memory_r1.errors import InputError, TrainingError
@@ -22,13 +29,16 @@ from memory_r1.rl.critic import Critic
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loss import Aggregation, clipped_value_loss, kl_k1
 from memory_r1.rl.order import sampling_seed, warmed_up
-from memory_r1.rl.types import Group, Rollout
+from memory_r1.rl.rollout import refuse_stale
+from memory_r1.rl.types import Group, Rollout, Step
 from memory_r1.rl.update import (
     Credited,
     CreditedGroup,
     Metrics,
     OnEpisodes,
     UpdateSettings,
+    by_prompt,
+    by_row,
     credited,
     cut,
     deal,
@@ -137,8 +147,8 @@ class PPO(OnEpisodes[PPOSettings]):
 class Judged:
     """The completions of a prompt, as the policy (`group`) and as the critic learn from them.
 
-    values   G tensors (T_i,), what the critic expected before each token
-    returns  G tensors (T_i,), what it should have expected
+    values   G tensors (T_i,), what the critic expected before each token; on the CPU
+    returns  G tensors (T_i,), what it should have expected; on the CPU
     """
 
     group: CreditedGroup
@@ -147,8 +157,29 @@ class Judged:
 
 
 def judge(learner: Learner, groups: Sequence[Group], settings: PPOSettings) -> list[Judged]:
-    """Credit every token of these groups by GAE, whitened over all of them."""
-    batch = [_judge(learner, group, settings) for group in groups]
+    """Credit every token of these groups by GAE, whitened over all of them; raises TrainingError for stale ones."""
+    refuse_stale(groups, learner.version, settings.max_staleness)
+    critic = _critic(learner)
+    trained = [_trained(group, settings) for group in groups]
+    unjudged = [
+        part
+        for group, rollouts in zip(groups, trained, strict=True)
+        for part in by_prompt(group, chain.from_iterable(rollouts))
+    ]
+    if settings.kl_coef and settings.kl_in == "reward":
+        remember_old(learner, unjudged, settings)
+        remember_ref(learner, unjudged, settings)
+    foreseen = learner.world.map(lambda part: _expected(critic, part, settings), unjudged)
+    expected = dict(by_row(unjudged, foreseen))
+    returns: dict[Credited, Tensor] = {}
+    for group, own in zip(groups, trained, strict=True):
+        for rollout, steps in zip(group.rollouts, own, strict=True):
+            if steps:
+                returns |= _credit(rollout, steps, [expected[row] for _, row in steps], settings)
+    batch = [
+        Judged(part, [expected[row][:-1] for row in part.rows], [returns[row] for row in part.rows])
+        for part in unjudged
+    ]
     rows = [row for judged in batch for row in judged.group.rows]
     if settings.whiten and rows:
         for row, advantages in zip(rows, whiten([row.advantages for row in rows]), strict=True):
@@ -181,58 +212,75 @@ def update_actor(
     return update_policy(learner, [judged.group for judged in batch], shared, max_tokens, lr, seed)
 
 
-def _judge(learner: Learner, group: Group, settings: PPOSettings) -> Judged:
-    rollouts = [rollout for rollout in group.rollouts if settings.trains_on(rollout)]
-    rows = [credited(rollout, 0.0) for rollout in rollouts]
-    judged = CreditedGroup(group.prompt_tokens, rows)
-    if settings.kl_coef and settings.kl_in == "reward":
-        remember_old(learner, judged, settings)
-        remember_ref(learner, judged, settings)
-    expected = _expected(_critic(learner), judged, settings)
-    returns = [_credit(*one, settings) for one in zip(rollouts, rows, expected, strict=True)]
-    return Judged(judged, [values[: len(row.tokens)] for values, row in zip(expected, rows, strict=True)], returns)
+def _trained(group: Group, settings: PPOSettings) -> list[list[tuple[Step, Credited]]]:
+    """The decisions of each rollout that have a place in the loss."""
+    return [
+        [(step, credited(step.completion, 0.0)) for step in group.steps(rollout) if settings.trains_on(step)]
+        for rollout in group.rollouts
+    ]
 
 
 def _expected(critic: Critic, group: CreditedGroup, settings: PPOSettings) -> list[Tensor]:
-    """(T + 1,) for each completion: what is expected before each of its tokens, and after the last."""
+    """(T + 1,) for each completion, on the CPU: what is expected before each of its tokens, and after the last."""
     import torch
 
     values: list[Tensor] = []
     with torch.no_grad():
         for rows in cut(group.rows, settings.micro_batch):
-            values += critic.values(group.prompt, [[*row.tokens, row.tokens[-1]] for row in rows])
+            found = critic.values(group.prompt, [[*row.tokens, row.tokens[-1]] for row in rows])
+            values += [one.cpu() for one in found]
     return values
 
 
-def _credit(rollout: Rollout, row: Credited, values: Tensor, settings: PPOSettings) -> Tensor:
-    """Set the advantages of a completion's tokens; returns their returns, (T,)."""
-    cut_off = settings.bootstrap and rollout.completion.finish == "length"
-    reward, end_value = (0.0, float(values[-1])) if cut_off else (rollout.reward.value, 0.0)
-    kl = None if row.old is None or row.ref is None else kl_k1(row.old, row.ref)
-    rewards = token_rewards(reward, len(row.tokens), kl, settings.kl_coef)
-    known = values[:-1]
-    row.advantages, ahead = (
+def _credit(
+    rollout: Rollout, rows: Sequence[tuple[Step, Credited]], expected: Sequence[Tensor], settings: PPOSettings
+) -> dict[Credited, Tensor]:
+    """Set the advantages of the tokens of a rollout's decisions, which follow one another; gives their returns.
+
+    Args:
+        rows: the decisions in order, at least one.
+        expected: (T_i + 1,) for each of them, see `_expected`.
+
+    Returns:
+        (T_i,) for each of them.
+    """
+    import torch
+
+    cut_off = settings.bootstrap and rows[-1][0].completion.finish == "length"
+    reward, end_value = (0.0, float(expected[-1][-1])) if cut_off else (rollout.reward.value, 0.0)
+    lengths = [len(row.tokens) for _, row in rows]
+    kls = [kl_k1(row.old, row.ref) for _, row in rows if row.old is not None and row.ref is not None]
+    rewards = token_rewards(reward, sum(lengths), torch.cat(kls) if kls else None, settings.kl_coef)
+    known = torch.cat([values[:-1] for values in expected])
+    advantages, ahead = (
         gae(rewards, known, gamma=settings.gamma, gae_lambda=gae_lambda, end_value=end_value).float()
         for gae_lambda in (settings.gae_lambda, settings.critic.gae_lambda)
     )
-    return ahead.to(known.device) + known
+    for (_, row), own in zip(rows, torch.split(advantages, lengths), strict=True):
+        row.advantages = own
+    returns = torch.split(ahead + known, lengths)
+    return {row: own for (_, row), own in zip(rows, returns, strict=True)}
 
 
 def _value_loss(critic: Critic, part: Sequence[Judged], settings: PPOSettings) -> float:
     """Add the gradient of the mean over the tokens of these groups; returns that mean."""
     tokens = sum(len(one) for judged in part for one in judged.values)
-    total = 0.0
-    for judged in part:
-        learned = zip(judged.group.rows, judged.values, judged.returns, strict=True)
-        for rows in cut(list(learned), settings.micro_batch):
-            values = critic.values(judged.group.prompt, [row.tokens for row, _, _ in rows])
-            losses = [
-                clipped_value_loss(new, old, wanted, settings.critic.value_clip).sum() / tokens
-                for new, (_, old, wanted) in zip(values, rows, strict=True)
-            ]
-            loss = sum(losses[1:], losses[0])
-            critic.backward(loss)
-            total += float(loss.detach())
+    return sum(critic.world.map(lambda judged: _learn_values(critic, judged, tokens, settings), part))
+
+
+def _learn_values(critic: Critic, judged: Judged, tokens: int, settings: PPOSettings) -> float:
+    """Forward and backward over the completions of a prompt; returns their sum of losses by so many tokens."""
+    total, learned = 0.0, zip(judged.group.rows, judged.values, judged.returns, strict=True)
+    for rows in cut(list(learned), settings.micro_batch):
+        values = critic.values(judged.group.prompt, [row.tokens for row, _, _ in rows])
+        losses = [
+            clipped_value_loss(new, old.to(new.device), wanted.to(new.device), settings.critic.value_clip).sum()
+            / tokens
+            for new, (_, old, wanted) in zip(values, rows, strict=True)
+        ]
+        loss = sum(losses[1:], losses[0])
+        critic.backward(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -58,12 +58,15 @@ class SFT:
         """One optimizer step over one batch; returns its metrics."""
         settings = self.settings
         batch = iteration_batch(self.demonstrations, settings.batch, iteration, self.seed)
-        total = 0.0
-        for demonstration in batch:
-            prompt = learner.policy.encode(demonstration.prompt)
-            reply = learner.policy.encode_reply(demonstration.reply)
-            loss = -learner.logprobs(prompt, [reply])[0].mean() / len(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        losses = learner.world.map(lambda one: _imitate(learner, one, len(batch)), batch)
         lr = decayed(settings.lr, iteration, settings.warmup, self.iterations)
-        return {"loss": total, "grad_norm": learner.step(lr), "lr": lr}
+        return {"loss": sum(losses), "grad_norm": learner.step(lr), "lr": lr}
+
+
+def _imitate(learner: Learner, demonstration: Demonstration, batch: int) -> float:
+    """Forward and backward over a demonstration; returns its part in the loss of a batch of so many."""
+    prompt = learner.policy.encode(demonstration.prompt)
+    reply = learner.policy.encode_reply(demonstration.reply)
+    loss = -learner.logprobs(prompt, [reply])[0].mean() / batch
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from memory_r1.bank import Bank, Embedder
@@ -21,12 +22,23 @@ from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
-from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
-from memory_r1.rl.rollout import Scorer, one_by_one
+from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
+from memory_r1.rl.lessons import GoldManager, Lessons, lessons
+from memory_r1.rl.manager_episodes import (
+    ManagerEpisode,
+    Outcome,
+    OutcomeSettings,
+    judge,
+    manager_episodes,
+    replay_episodes,
+)
+from memory_r1.rl.preflight import remarks
+from memory_r1.rl.reward import Earn
+from memory_r1.rl.rollout import Scorer
 from memory_r1.rl.types import Demonstration, Episode
 
-Earn = Callable[[str, str], float]
+Banks = Callable[[Sequence[Dialogue], Callable[[Dialogue], Extractor], Embedder | None], Mapping[str, Bank]]
+"""(dialogues, extractor of each, embedder) -> the bank of each dialogue, by its id."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Task:
 
     score       what completions earn, for many episodes at once
     settings    of the agent, for the card beside the adapter
+    remarks     what to know about the data (preflight.py)
     """
 
     episodes: Sequence[Episode]
@@ -42,6 +55,7 @@ class Task:
     demonstrations: Sequence[Demonstration]
     score: Scorer
     settings: AnswerSettings | ManagerSettings
+    remarks: Sequence[str] = ()
 
 
 class Parts(Protocol):
@@ -70,23 +84,35 @@ def answer_task(
     format_coef: float = 0.0,
     shuffles: int = 1,
     embedder: Embedder | None = None,
+    banks: Sequence[Banks] = (remember_all,),
 ) -> Task:
-    """Questions over the bank that the ADD-only manager makes of each dialogue.
+    """Questions over the banks that a memory manager makes of the dialogues.
 
     Args:
         shuffles: copies of each demonstration with its entries in random order.
+        banks: what makes them, by default adding every fact; of several, each question is asked over the bank of each.
 
     Raises:
         InputError: the data has no part of that name, or a question is in both parts.
         PolicyError: the extractor's model failed.
     """
     dialogues, questions, held = divided(dataset, parts)
-    banks = remember_all(dialogues, extractor, embedder)
-    episodes, val = (_answer_episodes(banks, part, settings, earn, format_coef) for part in (questions, held))
+    made = [make(dialogues, extractor, embedder) for make in banks]
+    episodes, val = (
+        [episode for one in made for episode in _answer_episodes(one, part, settings, earn, format_coef)]
+        for part in (questions, held)
+    )
     shuffle = random.Random(parts.seed)
     orders = [None, *[shuffle] * shuffles]
     shown = [episode.demonstration(order) for order in orders for episode in episodes if episode.answerable]
-    return Task(episodes, val, shown, one_by_one, settings)
+    return Task(episodes, val, shown, score_answers, settings, remarks(questions, episodes))
+
+
+def gold_banks(
+    dialogues: Sequence[Dialogue], extractor: Callable[[Dialogue], Extractor], embedder: Embedder | None = None
+) -> dict[str, Bank]:
+    """The banks that the dialogues' gold operations make; where a dialogue has none, every fact is added."""
+    return remember_all(dialogues, extractor, embedder, manager=GoldManager.of)
 
 
 def manager_task(
@@ -98,14 +124,19 @@ def manager_task(
     answerer: Policy,
     *,
     window: int = 50,
+    replay_turns: int = 0,
     outcome: OutcomeSettings | None = None,
     embedder: Embedder | None = None,
 ) -> Task:
-    """Turns that are evidence of a question, each over the bank of the turns before it.
+    """Turns that are evidence of a question, or stretches with such turns, each over the bank of the turns before it.
+
+    The gold operations of a dialogue that has some decide what its turns make of the bank, and the warm start imitates
+    them over the whole dialogue; of other dialogues the bank adds every turn, and so does what is imitated.
 
     Args:
         answerer: the frozen answer agent's model; its adapter's card says how it retrieves.
         window: turns that the temporal bank is made of.
+        replay_turns: turns of a stretch; 0 makes single turns the episodes.
 
     Raises:
         InputError: as `answer_task` does, or no question has evidence.
@@ -113,18 +144,20 @@ def manager_task(
     """
     dialogues, questions, held = divided(dataset, parts)
     judged = Outcome(AnswerAgent(answerer, default_settings(answerer)), earn, outcome or OutcomeSettings())
+    made = partial(replay_episodes, turns=replay_turns) if replay_turns else manager_episodes
 
     def of(part: Sequence[Question]) -> list[ManagerEpisode]:
         return [
             episode
             for dialogue in dialogues
-            for episode in manager_episodes(
+            for episode in made(
                 dialogue,
                 [question for question in part if question.dialogue_id == dialogue.id],
                 extractor(dialogue),
                 judged,
                 k=settings.k,
                 window=window,
+                builder=GoldManager.of(dialogue),
                 embedder=embedder,
             )
         ]
@@ -134,7 +167,18 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    return Task(episodes, of(held), [episode.demonstration() for episode in episodes], judge, settings)
+    shown = _shown(dialogues, episodes, lambda one: lessons(one, extractor(one), k=settings.k, embedder=embedder))
+    return Task(episodes, of(held), shown, judge, settings, remarks(questions, episodes))
+
+
+def _shown(
+    dialogues: Sequence[Dialogue], episodes: Sequence[ManagerEpisode], taught: Callable[[Dialogue], Lessons]
+) -> list[Demonstration]:
+    """What the memory manager imitates: the lessons of dialogues that have some; of others, adding turns."""
+    asked = {episode.questions[0].dialogue_id for episode in episodes}
+    known = {dialogue.id: taught(dialogue).demonstrations for dialogue in dialogues if dialogue.id in asked}
+    added = [one for each in episodes if not known[each.questions[0].dialogue_id] for one in each.demonstrations()]
+    return [*(demonstration for each in known.values() for demonstration in each), *added]
 
 
 def divided(dataset: Dataset, parts: Parts) -> tuple[list[Dialogue], list[Question], list[Question]]:

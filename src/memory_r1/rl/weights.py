@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memory_r1.errors import TrainingError
+from memory_r1.rl.parallel import World
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +22,12 @@ def new_optimizer(weights: Iterable[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(list(weights), lr=0.0, weight_decay=0.0)
 
 
-def take_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float) -> float:
-    """Clip the gathered gradients, take one step, forget them; returns their norm before the clip."""
+def take_step(optimizer: torch.optim.Optimizer, lr: float, max_grad_norm: float, world: World) -> float:
+    """Clip the gradients gathered in all processes, take one step, forget them; returns their norm before the clip."""
     import torch
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    world.sum_gradients(weights)
     norm = float(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm))
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -50,6 +53,16 @@ def check_shapes(state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Non
     """Raise TrainingError unless the state holds these very weights."""
     if _shapes(weights) != _shapes(state["weights"]):
         raise TrainingError("the checkpoint has other weights than this run: resume with the run's own settings")
+
+
+def fingerprint(weights: Iterable[Tensor]) -> str:
+    """A hash of these weights, to the last bit."""
+    import torch
+
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
