@@ -137,14 +137,14 @@ class Bench:
         return {Step(**one["step"]): Measured(**one["measured"]) for one in found}
 
     def too_much(self, step: Step, known: dict[Step, Measured]) -> str:
-        """Why the step would exceed the limits, going by the smallest known one of its kind; empty if it would not."""
+        """Why the step would exceed the limits, going by the nearest known one of its kind; empty if it would not."""
         alike = [one for one in known if (one.weights, one.precision) == (step.weights, step.precision)]
         if not alike:
             return ""
-        small = min(alike, key=lambda one: one.tokens)
-        seconds = _median(known[small], "seconds") * step.tokens / small.tokens
-        growing = known[small].peak_gb - known[small].loaded_gb
-        gb = known[small].loaded_gb + growing * self.at_once(step) / self.at_once(small)
+        near = min(alike, key=lambda one: abs(self.at_once(one) - self.at_once(step)))
+        seconds = _median(known[near], "seconds") * step.tokens / near.tokens
+        growing = known[near].peak_gb - known[near].loaded_gb
+        gb = known[near].loaded_gb + growing * self.at_once(step) / self.at_once(near)
         if gb > self.limit_gb:
             return f"about {gb:.0f} GB, of {self.limit_gb:.0f}"
         return f"about {seconds:.0f} s" if seconds > self.limit_s else ""
