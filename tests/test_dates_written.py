@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memory_r1.memory.dates import absolute_dates, day
@@ -178,6 +178,7 @@ PIECES = st.sampled_from(["\n", *WORDS.split()])
     gap=st.sampled_from([" ", "", "  "]),
     at=st.datetimes(),
 )
+@example(words=["yesterday", "before", "yesterday"], gap=" ", at=datetime(2000, 1, 1))
 def test_writing_dates_twice_changes_nothing_and_no_word_is_lost(words: list[str], gap: str, at: datetime) -> None:
     text = gap.join(words)
     once = absolute_dates(text, at)

@@ -107,8 +107,8 @@ class _Rule:
 _RULES = [
     _Rule(r"(?:the )?day before yesterday", _shifted_day(-2)),
     _Rule(r"(?:the )?day after tomorrow", _shifted_day(2)),
-    _Rule(r"(?<!day before )yesterday|last night", _shifted_day(-1)),
-    _Rule(r"(?<!day after )tomorrow", _shifted_day(1)),
+    _Rule(r"(?<!\bday before )yesterday|last night", _shifted_day(-1)),
+    _Rule(r"(?<!\bday after )tomorrow", _shifted_day(1)),
     _Rule(r"today|tonight|this (?:morning|afternoon|evening)", _shifted_day(0)),
     _Rule(rf"{_WHICH} (?P<weekday>{'|'.join(_WEEKDAYS)})", _weekday),
     _Rule(rf"{_WHICH} (?P<unit>week|weekend|month|year|spring|summer|autumn|fall|winter)", _period),
