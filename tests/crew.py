@@ -23,7 +23,6 @@ from memory_r1.bank import HashingEmbedder
 from memory_r1.bench.dataset import load_dataset
 from memory_r1.errors import TrainingError
 from memory_r1.memory.answer import AnswerSettings
-from memory_r1.policy.base import Completion
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl import grpo, ppo
 from memory_r1.rl.evaluation import Evaluation, evaluate
@@ -34,12 +33,12 @@ from memory_r1.rl.rollout import one_by_one
 from memory_r1.rl.settings import TrainSettings
 from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.train import train_answer_agent
-from memory_r1.rl.types import Demonstration, Group, Reward, Rollout
+from memory_r1.rl.types import Demonstration, Group
 from memory_r1.rl.update import sample_iteration
+from rollouts import MAX_TOKENS, Stopped, random_groups
 
 Lesson = Callable[[Path], dict[str, Any]]
 
-MAX_TOKENS = 6
 REWARDS = [[1.0, 0.0, 0.25, 1.0], [0.5, 0.0], [0.4, 0.4, 0.4], [0.3, 0.9, 0.1], [0.0, 0.7]]
 GRPO = grpo.GRPOSettings(prompts=5, group=4, kl_coef=0.1, temperature=0.8)
 PPO = ppo.PPOSettings(prompts=5, group=3, minibatches=1, kl_coef=0.1)
@@ -49,18 +48,7 @@ LR = 0.01
 
 
 def groups_of(rewards: Sequence[Sequence[float]] = REWARDS) -> list[Group]:
-    """Groups of random completions of ragged lengths that earned these rewards."""
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(longest: int) -> tuple[int, ...]:
-        length = int(torch.randint(1, longest + 1, (1,), generator=generator))
-        return tuple(torch.randint(0, 263, (length,), generator=generator).tolist())
-
-    def rollout(reward: float) -> Rollout:
-        drawn = tokens(MAX_TOKENS)
-        return Rollout(Completion("", tokens=drawn, logprobs=(0.0,) * len(drawn)), Reward(reward))
-
-    return [Group(Letters(str(p)), tokens(9), tuple(rollout(r) for r in row)) for p, row in enumerate(rewards)]
+    return random_groups(rewards)
 
 
 class Pupil:
@@ -193,30 +181,6 @@ def sampled(folder: Path) -> dict[str, Any]:
         "groups": [[[one.completion.tokens for one in group.rollouts] for group in groups] for groups in drawn],
         "versions": [group.version for group in (*drawn[0], *sample_iteration(learner, moved, 1))],
     }
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """An algorithm during whose iteration of this number somebody presses Ctrl-C."""
-
-    inner: Algorithm
-    at: int
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def iterations(self) -> int:
-        return self.inner.iterations
-
-    def prepare(self, learner: Learner) -> None:
-        self.inner.prepare(learner)
-
-    def iterate(self, learner: Learner, iteration: int) -> Metrics:
-        if iteration == self.at:
-            raise KeyboardInterrupt
-        return self.inner.iterate(learner, iteration)
 
 
 def resumed(folder: Path, out: Path) -> dict[str, Any]:

@@ -22,25 +22,14 @@ from memory_r1.rl.loss import Aggregation
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout
 from memory_r1.rl.update import rollout_metrics, sample_iteration
+from rollouts import MAX_TOKENS, random_groups
 
-MAX_TOKENS = 6
 SETTINGS = GRPOSettings(prompts=3, group=4, kl_coef=0.0)
 REWARDS = [[1.0, 0.0, 0.25, 1.0], [0.0, 0.0, 0.5, 0.0], [0.3, 0.9, 0.1, 0.2]]
 
 
 def groups_of(rewards: Sequence[Sequence[float]] = REWARDS) -> list[Group]:
-    """Groups of random completions of ragged lengths that earned these rewards."""
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(longest: int) -> tuple[int, ...]:
-        length = int(torch.randint(1, longest + 1, (1,), generator=generator))
-        return tuple(torch.randint(0, 263, (length,), generator=generator).tolist())
-
-    def rollout(reward: float) -> Rollout:
-        drawn = tokens(MAX_TOKENS)
-        return Rollout(Completion("", tokens=drawn, logprobs=(0.0,) * len(drawn)), Reward(reward))
-
-    return [Group(Letters(str(p)), tokens(9), tuple(rollout(r) for r in row)) for p, row in enumerate(rewards)]
+    return random_groups(rewards)
 
 
 class Watched(Learner):

@@ -23,35 +23,12 @@ from memory_r1.rl.grpo import GRPO, GRPOSettings
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.rollout import one_by_one
+from rollouts import Stopped
 
 EPISODES = [Letters(text) for text in ("one", "two", "three", "four", "five")]
 SETTINGS = GRPOSettings(epochs_over_data=2.8, prompts=2, group=3, lr=1e-2, kl_coef=0.01, update_epochs=2)
 GRPO_RUN = GRPO(EPISODES, SETTINGS, max_tokens=4)
 EVERY = LoopSettings(eval_every=2, checkpoint_every=3)
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """An algorithm during whose iteration of this number somebody presses Ctrl-C."""
-
-    inner: Algorithm
-    at: int
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def prepare(self, learner: Learner) -> None:
-        self.inner.prepare(learner)
-
-    @property
-    def iterations(self) -> int:
-        return self.inner.iterations
-
-    def iterate(self, learner: Learner, iteration: int) -> Metrics:
-        if iteration == self.at:
-            raise KeyboardInterrupt
-        return self.inner.iterate(learner, iteration)
 
 
 @dataclass(frozen=True)

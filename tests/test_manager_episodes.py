@@ -14,11 +14,12 @@ from memory_r1.errors import InputError
 from memory_r1.memory.answer import AnswerAgent, AnswerSettings
 from memory_r1.memory.extract import TurnExtractor
 from memory_r1.memory.manage import manager_reply
-from memory_r1.policy import Prompt, ScriptedPolicy
-from memory_r1.policy.base import Completion, Sampling
+from memory_r1.policy import Prompt
+from memory_r1.policy.base import Completion
 from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
 from memory_r1.rl.reward import each, em, retention, surplus
 from memory_r1.rl.types import Reward
+from rollouts import Answerer
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 SAID = ["I have a dog, Buddy", "Nice weather", "I got a second dog, Scout", "See you"]
@@ -36,21 +37,9 @@ def by_the_memories(prompt: Prompt) -> str:
     return f"Relevant: 1\nAnswer: {'two' if 'two dogs' in shown else 'one'}"
 
 
-class Answerer(ScriptedPolicy):
-    """Counts how many prompts it was given at a time."""
-
-    def __init__(self) -> None:
-        super().__init__(by_the_memories)
-        self.batches: list[int] = []
-
-    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        self.batches.append(len(prompts))
-        return super().complete(prompts, sampling)
-
-
 @pytest.fixture
 def answerer() -> Answerer:
-    return Answerer()
+    return Answerer(by_the_memories)
 
 
 def episodes(

@@ -22,26 +22,15 @@ from memory_r1.rl.critic import Critic
 from memory_r1.rl.learner import Learner
 from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings, judge, update_actor, update_critic
-from memory_r1.rl.types import Group, Reward, Rollout
+from memory_r1.rl.types import Group, Reward
+from rollouts import MAX_TOKENS, Stopped, random_groups
 
-MAX_TOKENS = 6
 REWARDS = [[1.0, 0.0, 0.25], [0.0, 0.0], [0.3, 0.9, 0.1, 0.2], [0.6]]  # a prompt may be sampled once
 SETTINGS = PPOSettings(prompts=4, group=3, minibatches=1, kl_coef=0.0, critic=CriticSettings(warmup=0))
 
 
 def groups_of(rewards: Sequence[Sequence[float]] = REWARDS, finish: Any = "stop") -> list[Group]:
-    """Groups of random completions of ragged lengths that earned these rewards."""
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(longest: int) -> tuple[int, ...]:
-        length = int(torch.randint(1, longest + 1, (1,), generator=generator))
-        return tuple(torch.randint(0, 263, (length,), generator=generator).tolist())
-
-    def rollout(reward: float) -> Rollout:
-        drawn = tokens(MAX_TOKENS)
-        return Rollout(Completion("", finish=finish, tokens=drawn, logprobs=(0.0,) * len(drawn)), Reward(reward))
-
-    return [Group(Letters(str(p)), tokens(9), tuple(rollout(r) for r in row)) for p, row in enumerate(rewards)]
+    return random_groups(rewards, finish)
 
 
 def informed(learner: Learner) -> Critic:
@@ -501,30 +490,6 @@ def test_a_critic_that_could_not_learn_is_refused(settings: dict[str, Any]) -> N
 
 
 # Resuming
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """An algorithm during whose iteration of this number somebody presses Ctrl-C."""
-
-    inner: Algorithm
-    at: int
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def iterations(self) -> int:
-        return self.inner.iterations
-
-    def prepare(self, learner: Learner) -> None:
-        self.inner.prepare(learner)
-
-    def iterate(self, learner: Learner, iteration: int) -> Metrics:
-        if iteration == self.at:
-            raise KeyboardInterrupt
-        return self.inner.iterate(learner, iteration)
 
 
 def run(base: Path, folder: Path, lora_rank: int, algorithm: Algorithm = RUN) -> list[dict[str, Any]]:

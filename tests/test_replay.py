@@ -19,7 +19,7 @@ from memory_r1.errors import InputError
 from memory_r1.memory.answer import AnswerAgent, AnswerSettings
 from memory_r1.memory.extract import TurnExtractor
 from memory_r1.memory.manage import manager_reply
-from memory_r1.policy import Prompt, ScriptedPolicy
+from memory_r1.policy import Prompt
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.rl.advantage import group_advantages
 from memory_r1.rl.course import courses
@@ -34,6 +34,7 @@ from memory_r1.rl.reward import each, em
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout, Step
 from memory_r1.rl.update import rollout_metrics
+from rollouts import Answerer
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 SAID = ["Nice weather", "I have a dog, Buddy", "I got a second dog, Scout", "See you", "My cat is Tom"]
@@ -48,21 +49,9 @@ def by_the_memories(prompt: Prompt) -> str:
     return f"Relevant: 1\nAnswer: {'two' if 'two dogs' in prompt[-1]['content'] else 'one'}"
 
 
-class Answerer(ScriptedPolicy):
-    """Counts how many prompts it was given at a time."""
-
-    def __init__(self) -> None:
-        super().__init__(by_the_memories)
-        self.batches: list[int] = []
-
-    def complete(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
-        self.batches.append(len(prompts))
-        return super().complete(prompts, sampling)
-
-
 @pytest.fixture
 def answerer() -> Answerer:
-    return Answerer()
+    return Answerer(by_the_memories)
 
 
 def stretches(

@@ -24,26 +24,15 @@ from memory_r1.rl.loss import clipped_policy_loss, clipped_value_loss, policy_ra
 from memory_r1.rl.ppo import PPOSettings, judge, update_actor
 from memory_r1.rl.types import Group, Reward, Rollout
 from memory_r1.rl.update import UpdateSettings
+from rollouts import MAX_TOKENS, random_groups
 from tables import COMPLETIONS, Table
 
-MAX_TOKENS = 6
 SETTINGS = GRPOSettings(prompts=3, group=4, kl_coef=0.0)
 REWARDS = [[1.0, 0.0, 0.25, 1.0, 0.5, 0.0, 1.0, 0.0], [0.0, 0.5], [0.3, 0.9, 0.1]]
 
 
 def groups_of(rewards: list[list[float]] = REWARDS, finish: Any = "stop") -> list[Group]:
-    """Groups of different sizes of random completions of ragged lengths."""
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(longest: int) -> tuple[int, ...]:
-        length = int(torch.randint(1, longest + 1, (1,), generator=generator))
-        return tuple(torch.randint(0, 263, (length,), generator=generator).tolist())
-
-    def rollout(reward: float) -> Rollout:
-        drawn = tokens(MAX_TOKENS)
-        return Rollout(Completion("", finish=finish, tokens=drawn, logprobs=(-1.0,) * len(drawn)), Reward(reward))
-
-    return [Group(Letters(str(p)), tokens(9), tuple(rollout(r) for r in row)) for p, row in enumerate(rewards)]
+    return random_groups(rewards, finish, logprob=-1.0)
 
 
 def unclipped(folder: Path) -> Learner:

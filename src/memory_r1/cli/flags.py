@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from memory_r1.data import adapter_path
 from memory_r1.errors import InputError
+from memory_r1.policy.local import Precision
 
 if TYPE_CHECKING:
     from memory_r1.bank import Bank, Embedder
     from memory_r1.memory.answer import AnswerSettings
+    from memory_r1.memory.card import Agent
     from memory_r1.policy import Policy
 
 
@@ -90,10 +92,10 @@ class ModelFlags:
     """an adapter that memory-r1 train wrote, for a local model; default: the one that ships with the embedded model"""
     bare: bool = False
     """the embedded model without the adapter that ships with it"""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """of a local model's weights; auto is bfloat16 where the machine computes it natively"""
 
-    def policy(self, agent: Literal["answer", "manager"] | None = None) -> Policy:
+    def policy(self, agent: Agent | None = None) -> Policy:
         """The policy these flags name, for an agent or for none in particular."""
         from memory_r1.policy import LocalPolicy, RemotePolicy
 
@@ -106,7 +108,7 @@ class ModelFlags:
             raise InputError(f"the endpoint {base_url} needs --model NAME, and takes no --adapter")
         return RemotePolicy(self.model, base_url=base_url)
 
-    def adapter_of(self, agent: Literal["answer", "manager"] | None) -> Path | None:
+    def adapter_of(self, agent: Agent | None) -> Path | None:
         """The adapter in use for an agent: the one given, else the one that ships with the embedded model."""
         if self.adapter or self.model or self.bare or agent is None:
             return self.adapter

@@ -129,7 +129,7 @@ class _State:
         visible = self._visible()
         output = model(
             input_ids=tokens.gather(1, columns),
-            attention_mask=_additive(visible, model.dtype) if self.shared else visible[:, 0].long(),
+            attention_mask=additive(visible, model.dtype) if self.shared else visible[:, 0].long(),
             position_ids=(self.lengths + step).unsqueeze(1).expand(-1, width),
             past_key_values=self.cache,
             use_cache=True,
@@ -189,7 +189,7 @@ def _begin(model: Any, tokens: Sequence[int], rows: int) -> Any:
     return cache
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """(P, W, C) bool -> (P, 1, W, C) of 0 where visible and the lowest number elsewhere."""
     import torch
 

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from memory_r1.bench.dataset import Dataset
 from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import TrainingError
+from memory_r1.memory.card import Agent
 from memory_r1.policy.local import LocalPolicy, adapter_name
 from memory_r1.rl.settings import Others, TrainSettings
 from memory_r1.rl.tasks import Task
@@ -22,9 +23,7 @@ BESIDE = ("start", "manager", "answerer", "judge", "teacher", "trajectories")
 """What a config names beside the settings, the base and the data, as far as there is any."""
 
 
-def config_of(
-    agent: Literal["answer", "manager"], policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, others: Others
-) -> Config:
+def config_of(agent: Agent, policy: LocalPolicy, dataset: Dataset, settings: TrainSettings, others: Others) -> Config:
     """The config of a run; raises ModelError where `others.start` is no adapter."""
     named = {role: getattr(others, role) for role in ("manager", "answerer", "judge", "teacher")}
     return {

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from memory_r1.policy.decode import attends_to_all
+from memory_r1.policy.decode import additive, attends_to_all
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def _outputs(
 
     start, laid_out = len(prompt), torch.tensor(_laid_out(prompt, completions), device=model.device)
     ids, positions, owner = laid_out.unsqueeze(1)  # (1, prompt + M) each
-    fed, mask = ids.shape[1] - start, _mask(owner[0], model.dtype)
+    fed = ids.shape[1] - start
 
     def last(count: int, **inputs: Any) -> tuple[Tensor, Any]:
         kept = {"logits_to_keep": count} if name == "logits" else {}
@@ -128,10 +128,11 @@ def _outputs(
         whole, _ = last(1 + fed, input_ids=ids, use_cache=False)
         return whole[:1], whole[1:]
     if _checkpoints(model):
+        mask = _mask(owner[0], 0, model.dtype)
         whole, _ = last(1 + fed, input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
         return whole[:1], whole[1:]
     begun, cache = last(1, input_ids=ids[:, :start], use_cache=True)
-    behind = {"position_ids": positions[:, start:], "attention_mask": mask[:, :, start:]}
+    behind = {"position_ids": positions[:, start:], "attention_mask": _mask(owner[0], start, model.dtype)}
     rest, _ = last(fed, input_ids=ids[:, start:], **behind, past_key_values=cache, use_cache=True)
     return begun, rest
 
@@ -150,15 +151,15 @@ def _laid_out(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> li
     return [ids, positions, owner]
 
 
-def _mask(owner: Tensor, dtype: torch.dtype) -> Tensor:
-    """(1, 1, L, L) additive mask: a token sees what is not after it and belongs to the prompt or to its own."""
+def _mask(owner: Tensor, start: int, dtype: torch.dtype) -> Tensor:
+    """(1, 1, L - start, L) additive mask: from `start` on, a token sees what is not after it and belongs to the prompt
+    or to its own."""
     import torch
 
-    length = owner.shape[0]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=owner.device).tril()
-    visible = earlier & ((owner == -1).unsqueeze(0) | (owner.unsqueeze(1) == owner.unsqueeze(0)))
-    mask = torch.zeros(length, length, dtype=dtype, device=owner.device)
-    return mask.masked_fill(~visible, torch.finfo(dtype).min)[None, None]
+    columns = torch.arange(owner.shape[0], device=owner.device)
+    not_after = columns <= columns[start:].unsqueeze(1)
+    visible = not_after & ((owner == -1) | (owner[start:].unsqueeze(1) == owner))
+    return additive(visible.unsqueeze(0), dtype)
 
 
 def _checkpoints(model: Any) -> bool:
