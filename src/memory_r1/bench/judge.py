@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memory_r1.errors import ReplyError
-from memory_r1.memory.reply import find_json, once_more, one_line
-from memory_r1.policy.base import Completion, Message, Policy, Prompt, Sampling
+from memory_r1.memory.reply import ask_each, find_json, one_line
+from memory_r1.policy.base import Message, Policy, Sampling
 
 FORMAT = "judge-lenient-1"
 
@@ -51,29 +51,21 @@ class Judge:
             PolicyError: the model failed.
         """
         new = [one for one in dict.fromkeys(answered) if one not in self._known]
-        refused = self._ask([(one, judge_prompt(one)) for one in new])
-        still = self._ask([(one, once_more(judge_prompt(one), reply, error)) for one, reply, error in refused])
-        if still:
-            one, _, error = still[0]
+        sampling = Sampling(self.max_tokens, schema=_SCHEMA)
+        found = ask_each(self.policy, [(judge_prompt(one), parse_verdict) for one in new], sampling)
+        refused = []
+        for one, verdict in zip(new, found, strict=True):
+            if isinstance(verdict, ReplyError):
+                refused.append((one, verdict))
+            else:
+                self._known[one] = verdict
+        if refused:
+            one, error = refused[0]
             raise ReplyError(
-                f"{self.name} gave no verdict on the answer to {one.question[:80]!r} ({len(still)} of {len(new)} "
+                f"{self.name} gave no verdict on the answer to {one.question[:80]!r} ({len(refused)} of {len(new)} "
                 f"asked): {error}: use a model that follows instructions"
             )
         return [self._known[one] for one in answered]
-
-    def _ask(self, asked: Sequence[tuple[Answered, Prompt]]) -> list[tuple[Answered, str, ReplyError]]:
-        """Note the verdicts; gives those whose reply does not parse, with the reply and the reason."""
-        completions = self._complete([prompt for _, prompt in asked])
-        refused = []
-        for (one, _), completion in zip(asked, completions, strict=True):
-            try:
-                self._known[one] = parse_verdict(completion.text)
-            except ReplyError as error:
-                refused.append((one, completion.text, error))
-        return refused
-
-    def _complete(self, prompts: Sequence[Prompt]) -> list[Completion]:
-        return self.policy.complete(prompts, Sampling(self.max_tokens, schema=_SCHEMA)) if prompts else []
 
 
 _SYSTEM = """You grade an answer to a question about people's past conversations against the gold answer.

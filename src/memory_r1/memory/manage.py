@@ -17,7 +17,7 @@ from memory_r1.bank.search import searchable
 from memory_r1.errors import InputError, ReplyError
 from memory_r1.memory.dates import day
 from memory_r1.memory.extract import Fact
-from memory_r1.memory.reply import ask_each_for_json, one_line
+from memory_r1.memory.reply import ask_each, find_json, one_line
 from memory_r1.policy.base import Message, Policy, Sampling
 
 FORMAT = "manager-2"
@@ -152,15 +152,15 @@ class LLMManager:
         decisions: list[Decision | ReplyError] = [Decision(()) for _ in pairs]
         asked = {i: self._ask(*pair) for i, pair in enumerate(pairs) if pair[0]}
         sampling = Sampling(max_tokens=self.settings.max_tokens, schema=_SCHEMA)
-        replies = ask_each_for_json(self.policy, list(asked.values()), sampling) if asked else []
+        replies = ask_each(self.policy, list(asked.values()), sampling)
         for i, decision in zip(asked, replies, strict=True):
             decisions[i] = decision
         return decisions
 
-    def _ask(self, facts: Sequence[Fact], bank: Bank) -> tuple[list[Message], Callable[[object], Decision]]:
+    def _ask(self, facts: Sequence[Fact], bank: Bank) -> tuple[list[Message], Callable[[str], Decision]]:
         """The prompt, and how its reply is read."""
         related = related_entries(bank, facts, self.settings.k)
-        return manager_prompt(facts, related), lambda value: parse_decision(value, facts, related)
+        return manager_prompt(facts, related), lambda reply: parse_decision(find_json(reply), facts, related)
 
 
 def related_entries(bank: Bank, facts: Sequence[Fact], k: int) -> list[Entry]:

@@ -48,38 +48,43 @@ def ask_for_json(policy: Policy, prompt: Prompt, sampling: Sampling, parse: Call
         ReplyError: the second reply does not parse either.
         PolicyError: the model failed.
     """
-    parsed = ask_each_for_json(policy, [(prompt, parse)], sampling)[0]
+    parsed = ask_each(policy, [(prompt, lambda reply: parse(find_json(reply)))], sampling)[0]
     if isinstance(parsed, ReplyError):
         raise parsed
     return parsed
 
 
-def ask_each_for_json(
-    policy: Policy, asked: Sequence[tuple[Prompt, Callable[[object], Parsed]]], sampling: Sampling
+def ask_each(
+    policy: Policy, asked: Sequence[tuple[Prompt, Callable[[str], Parsed]]], sampling: Sampling
 ) -> list[Parsed | ReplyError]:
-    """What `ask_for_json` gives for each prompt with its parser, or would raise; two batches at most.
+    """Complete each prompt and read the reply by its parser; those that do not parse are sent back once, together.
+
+    Returns:
+        for each what was read, or the ReplyError of its second reply.
 
     Raises:
         PolicyError: the model failed.
     """
+    if not asked:
+        return []
     replies = [completion.text for completion in policy.complete([prompt for prompt, _ in asked], sampling)]
     outcomes = [_parsed(reply, parse) for reply, (_, parse) in zip(replies, asked, strict=True)]
     again = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, ReplyError)}
     if again:
-        prompts = [once_more(asked[i][0], replies[i], error) for i, error in again.items()]
+        prompts = [_once_more(asked[i][0], replies[i], error) for i, error in again.items()]
         for i, completion in zip(again, policy.complete(prompts, sampling), strict=True):
             outcomes[i] = _parsed(completion.text, asked[i][1])
     return outcomes
 
 
-def _parsed(reply: str, parse: Callable[[object], Parsed]) -> Parsed | ReplyError:
+def _parsed(reply: str, parse: Callable[[str], Parsed]) -> Parsed | ReplyError:
     try:
-        return parse(find_json(reply))
+        return parse(reply)
     except ReplyError as error:
         return error
 
 
-def once_more(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
+def _once_more(prompt: Prompt, reply: str, error: ReplyError) -> list[Message]:
     """The messages that send a reply which does not parse back, with the reason."""
     return [
         *prompt,
