@@ -9,7 +9,6 @@ one rollout of a replay episode are lines with the same id and reward. Left out:
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +25,7 @@ from memory_r1.rl.learner import Learner
 from memory_r1.rl.order import sampling_seed
 from memory_r1.rl.rollout import Scorer, draw_of
 from memory_r1.rl.types import Demonstration, Episode, Reward
+from memory_r1.rl.whole import whole_file
 
 _ROLES = ("system", "user", "assistant")
 
@@ -129,10 +129,9 @@ def best(rollouts: Sequence[tuple[Course, Reward]], settings: RejectionSettings)
 
 def save_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
     """Write the file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
     text = "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in trajectories)
-    partial.write_bytes(text.encode(errors="backslashreplace"))  # half an emoji in a reply becomes JSON's own escape
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode(errors="backslashreplace"))  # half an emoji becomes JSON's own escape
 
 
 def load_trajectories(path: Path) -> list[Trajectory]:
