@@ -11,12 +11,13 @@ import pytest
 from memory_r1.bank import Bank, HashingEmbedder, OperationKind
 from memory_r1.bench.dataset import load_dataset
 from memory_r1.dialogue import Dialogue, GoldOperation, Question, Session, Turn, save_dialogues
+from memory_r1.errors import InputError
 from memory_r1.lives import invent
 from memory_r1.memory import Fact, TurnExtractor
 from memory_r1.memory.manage import ManagerSettings, manager_reply, parse_decision
 from memory_r1.memory.reply import find_json
 from memory_r1.policy import ScriptedPolicy
-from memory_r1.rl.lessons import GoldManager, Lessons, lessons
+from memory_r1.rl.lessons import GoldManager, Lessons, LessonSettings, fewer_noops, lessons
 from memory_r1.rl.reward import each, em
 from memory_r1.rl.settings import TrainSettings
 from memory_r1.rl.tasks import Task, manager_task
@@ -112,6 +113,39 @@ def test_replaying_the_replies_themselves_leaves_the_same_bank_where_nothing_was
     assert [entry.text for entry in replayed.entries()] == [entry.text for entry in gold.entries()]
 
 
+def test_own_words_are_kept_by_a_turns_only_add_and_still_found_by_the_gold_text_they_stand_for() -> None:
+    made = lessons(said(TALK), TurnExtractor(), own_words=True, embedder=HashingEmbedder(64))
+    first, _, third, last = (lesson.reply for lesson in made.demonstrations)
+    assert first == manager_reply([(1, ADD, None, None)])
+    assert third == manager_reply([(1, UPDATE, 0, TWO), (1, ADD, None, None)])
+    assert "0. [1 May 2024] Ann: I have a dog, Buddy" in made.demonstrations[2].prompt[-1]["content"]
+    numbered = next(line for line in made.demonstrations[3].prompt[-1]["content"].splitlines() if line.endswith(TWO))
+    assert last == manager_reply([(1, DELETE, int(numbered.split(".")[0]), None)])
+    assert (made.found, made.missed) == (2, 0)
+
+
+def test_of_two_adds_about_one_turn_neither_keeps_its_words() -> None:
+    two = (GoldOperation("ADD", ONE), GoldOperation("ADD", "Ann likes dogs."))
+    made = lessons(said([("I love dogs, I have Buddy", two)]), TurnExtractor(), own_words=True)
+    assert made.demonstrations[0].reply == manager_reply([(1, ADD, None, ONE), (1, ADD, None, "Ann likes dogs.")])
+
+
+@pytest.mark.parametrize(("noops", "left"), [(0.0, 0), (0.5, 1), (1.0, 2), (9.0, 6)])
+def test_noops_are_thinned_to_a_multiple_of_the_lessons_that_change_something(noops: float, left: int) -> None:
+    idle = manager_reply([(1, NOOP, None, None)])
+    talk = [*(("Nice weather", ()) for _ in range(6)), TALK[0], ("I got a cat", (GoldOperation("ADD", "A cat"),))]
+    shown = taught(talk).demonstrations
+    kept = fewer_noops(shown, noops, seed=0)
+    assert [one.reply == idle for one in kept] == [True] * left + [False, False]
+    assert kept == fewer_noops(shown, noops, seed=0)
+    assert [one for one in shown if one in kept] == kept
+
+
+def test_a_negative_share_of_noops_is_refused() -> None:
+    with pytest.raises(InputError, match=r"lessons.noops is -1, expected 0 or more"):
+        LessonSettings(noops=-1)
+
+
 # The training task
 
 
@@ -133,8 +167,9 @@ def task(tmp_path: Path, talk: Sequence[tuple[str, tuple[GoldOperation, ...] | N
 
 def test_the_warm_start_imitates_gold_operations_where_the_file_has_them(tmp_path: Path) -> None:
     made = task(tmp_path, TALK)
-    assert tuple(made.demonstrations) == taught(TALK).demonstrations
-    assert f"0. [1 May 2024] Ann: {ONE}" in made.episodes[1].prompt[-1]["content"]
+    own = lessons(said(TALK), TurnExtractor(), own_words=True, embedder=HashingEmbedder(64))
+    assert tuple(made.demonstrations) == own.demonstrations
+    assert "0. [1 May 2024] Ann: I have a dog, Buddy" in made.episodes[1].prompt[-1]["content"]
 
 
 def test_without_gold_operations_it_imitates_adding_the_turns_asked_about(tmp_path: Path) -> None:

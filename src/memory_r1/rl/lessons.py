@@ -6,14 +6,33 @@ outcome of a decision, which is what episodes are for (manager_episodes.py).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memory_r1.bank import Bank, Embedder, Entry, Operation, OperationKind
 from memory_r1.dialogue import Dialogue, GoldOperation
+from memory_r1.errors import InputError
 from memory_r1.memory.extract import Extractor, Fact
 from memory_r1.memory.manage import AddOnlyManager, Decision, manager_prompt, manager_reply, related_entries
 from memory_r1.rl.types import Demonstration
+
+
+@dataclass(frozen=True)
+class LessonSettings:
+    """What a manager's warm start makes of gold operations.
+
+    own_words  a turn's one ADD keeps the turn's words, which takes no copying, in place of the gold text
+    noops      at most so many lessons that change nothing for each that does: dialogues are mostly small talk, and a
+               policy that imitates that share learns to forget; 0 leaves them all out
+    """
+
+    own_words: bool = True
+    noops: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.noops < 0:
+            raise InputError(f"lessons.noops is {self.noops}, expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -31,17 +50,21 @@ class Lessons:
 
 @dataclass(frozen=True)
 class GoldManager:
-    """Decides what a dialogue's gold operations say; adds the facts of a turn that has none written down."""
+    """Decides what a dialogue's gold operations say; adds the facts of a turn that has none written down.
+
+    own_words  the only ADD about a turn keeps the fact's words
+    """
 
     operations: Mapping[str, tuple[GoldOperation, ...]]
+    own_words: bool = False
     name: str = "gold"
     turns_at_once: int = 1
 
     @classmethod
-    def of(cls, dialogue: Dialogue) -> GoldManager | None:
+    def of(cls, dialogue: Dialogue, *, own_words: bool = False) -> GoldManager | None:
         """The manager that knows this dialogue; None where no turn has gold operations."""
         known = {turn.id: turn.operations for turn in dialogue.turns if turn.operations is not None}
-        return cls(known) if known else None
+        return cls(known, own_words) if known else None
 
     def knows(self, facts: Sequence[Fact]) -> bool:
         """Whether the facts are one turn's only one, about which there are gold operations."""
@@ -51,22 +74,52 @@ class GoldManager:
         """The gold operations on the entries of their texts; one whose entry is gone adds its text, or is a NOOP."""
         if not self.knows(facts):
             return AddOnlyManager().decide(facts, bank)
-        fact, entries = facts[0], {entry.text: entry for entry in bank.entries()}
-        gold = self.operations[fact.turn_ids[0]]
-        operations = tuple(_operation(one, fact, entries.get(one.old or "")) for one in gold)
+        fact, entries = facts[0], self._by_gold_text(bank)
+        turn_id = fact.turn_ids[0]
+        operations = tuple(
+            Operation.add(fact.text, speaker=fact.speaker, said_at=fact.said_at, turn_ids=fact.turn_ids)
+            if self._kept(turn_id, one)
+            else _operation(one, fact, entries.get(one.old or ""))
+            for one in self.operations[turn_id]
+        )
         return Decision(operations or (Operation.noop(turn_ids=fact.turn_ids),))
 
+    def _kept(self, turn_id: str, operation: GoldOperation) -> bool:
+        """Whether an operation keeps the turn's words; of several ADDs none could be told from the others by them."""
+        adds = [one for one in self.operations[turn_id] if one.op == "ADD"]
+        return self.own_words and adds == [operation]
 
-def lessons(dialogue: Dialogue, extractor: Extractor, *, k: int = 5, embedder: Embedder | None = None) -> Lessons:
+    def _by_gold_text(self, bank: Bank) -> dict[str, Entry]:
+        """The entries by the gold texts they stand for: their own, or that of the turn whose words they keep."""
+        entries = bank.entries()
+        kept = {
+            (turn_id,): one.text
+            for turn_id, gold in self.operations.items()
+            for one in gold
+            if one.text and self._kept(turn_id, one)
+        }
+        spoken = {kept[entry.turn_ids]: entry for entry in entries if entry.turn_ids in kept}
+        return {**spoken, **{entry.text: entry for entry in entries}}
+
+
+def lessons(
+    dialogue: Dialogue,
+    extractor: Extractor,
+    *,
+    k: int = 5,
+    own_words: bool = False,
+    embedder: Embedder | None = None,
+) -> Lessons:
     """One demonstration for each turn with gold operations that the extractor makes one fact of.
 
     Args:
         k: related entries shown for each fact.
+        own_words: see LessonSettings.
 
     Raises:
         PolicyError: the extractor's or the embedder's model failed.
     """
-    manager = GoldManager.of(dialogue)
+    manager = GoldManager.of(dialogue, own_words=own_words)
     if manager is None:
         return Lessons(())
     bank = Bank.open(":memory:", scope=dialogue.id, embedder=embedder)
@@ -76,13 +129,24 @@ def lessons(dialogue: Dialogue, extractor: Extractor, *, k: int = 5, embedder: E
         decision = manager.decide(facts, bank)
         if manager.knows(facts):
             related = related_entries(bank, facts, k)
-            reply = manager_reply(_items(decision.operations, related))
+            reply = manager_reply(_items(decision.operations, facts[0], related))
             shown.append(Demonstration(f"{dialogue.id}/{turn.id}", manager_prompt(facts, related), reply))
             targets = {operation.entry_id for operation in decision.operations} - {None}
             changes += len(targets)
             found += len(targets.intersection(entry.id for entry in related))
         bank.apply(decision.operations, decided_by=manager.name)
     return Lessons(tuple(shown), found, changes - found)
+
+
+def fewer_noops(shown: Sequence[Demonstration], noops: float, seed: int) -> list[Demonstration]:
+    """The demonstrations in their order, of those that change nothing at most `noops` times as many as of others."""
+    idle = [place for place, one in enumerate(shown) if one.reply == _NOOP]
+    most = round(noops * (len(shown) - len(idle)))
+    left_out = set(random.Random(seed).sample(idle, max(0, len(idle) - most)))
+    return [one for place, one in enumerate(shown) if place not in left_out]
+
+
+_NOOP = manager_reply([(1, OperationKind.NOOP, None, None)])
 
 
 def _operation(gold: GoldOperation, fact: Fact, entry: Entry | None) -> Operation:
@@ -94,7 +158,7 @@ def _operation(gold: GoldOperation, fact: Fact, entry: Entry | None) -> Operatio
 
 
 def _items(
-    operations: Iterable[Operation], related: Sequence[Entry]
+    operations: Iterable[Operation], fact: Fact, related: Sequence[Entry]
 ) -> list[tuple[int, OperationKind, int | None, str | None]]:
     """The operations as a reply about fact 1 that sees only the related entries."""
     numbers = {entry.id: number for number, entry in enumerate(related)}
@@ -103,5 +167,6 @@ def _items(
         number = numbers.get(operation.entry_id or "")
         blind = operation.entry_id is not None and number is None
         kind = operation.kind if not blind else OperationKind.ADD if operation.text else OperationKind.NOOP
-        items.append((1, kind, number, operation.text))
+        own = kind is OperationKind.ADD and operation.text == fact.text
+        items.append((1, kind, number, None if own else operation.text))
     return items

@@ -15,6 +15,7 @@ from memory_r1.policy.base import Policy
 from memory_r1.policy.vllm import VLLMSettings, served_rank
 from memory_r1.rl.grpo import GRPOSettings
 from memory_r1.rl.learner import LearnerSettings
+from memory_r1.rl.lessons import LessonSettings
 from memory_r1.rl.loop import LoopSettings
 from memory_r1.rl.manager_episodes import OutcomeSettings
 from memory_r1.rl.ppo import PPOSettings
@@ -59,6 +60,7 @@ class TrainSettings:
     """who writes rollouts and val replies: the trained model itself, or vLLM with the adapter as it grows"""
     answer: AnswerSettings = SMALL
     manager: ManagerSettings = field(default_factory=lambda: ManagerSettings(max_tokens=160, turns_at_once=1))
+    lessons: LessonSettings = field(default_factory=LessonSettings)
     outcome: OutcomeSettings = field(default_factory=OutcomeSettings)
     learner: LearnerSettings = field(default_factory=LearnerSettings)
     warm_start: SFTSettings = field(default_factory=SFTSettings)

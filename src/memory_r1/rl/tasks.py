@@ -23,7 +23,7 @@ from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
-from memory_r1.rl.lessons import GoldManager, Lessons, lessons
+from memory_r1.rl.lessons import GoldManager, LessonSettings, fewer_noops, lessons
 from memory_r1.rl.manager_episodes import (
     ManagerEpisode,
     Outcome,
@@ -126,6 +126,7 @@ def manager_task(
     window: int = 50,
     replay_turns: int = 0,
     outcome: OutcomeSettings | None = None,
+    teaching: LessonSettings | None = None,
     embedder: Embedder | None = None,
 ) -> Task:
     """Turns that are evidence of a question, or stretches with such turns, each over the bank of the turns before it.
@@ -137,6 +138,7 @@ def manager_task(
         answerer: the frozen answer agent's model; its adapter's card says how it retrieves.
         window: turns that the temporal bank is made of.
         replay_turns: turns of a stretch; 0 makes single turns the episodes.
+        teaching: what the warm start makes of gold operations.
 
     Raises:
         InputError: as `answer_task` does, or no question has evidence.
@@ -145,6 +147,7 @@ def manager_task(
     dialogues, questions, held = divided(dataset, parts)
     judged = Outcome(AnswerAgent(answerer, default_settings(answerer)), earn, outcome or OutcomeSettings())
     made = partial(replay_episodes, turns=replay_turns) if replay_turns else manager_episodes
+    teaching = teaching or LessonSettings()
 
     def of(part: Sequence[Question]) -> list[ManagerEpisode]:
         return [
@@ -157,7 +160,7 @@ def manager_task(
                 judged,
                 k=settings.k,
                 window=window,
-                builder=GoldManager.of(dialogue),
+                builder=GoldManager.of(dialogue, own_words=teaching.own_words),
                 embedder=embedder,
             )
         ]
@@ -167,16 +170,20 @@ def manager_task(
         raise InputError(
             f"{dataset.path}: none of {len(questions)} questions names its evidence, which links it to turns"
         )
-    shown = _shown(dialogues, episodes, lambda one: lessons(one, extractor(one), k=settings.k, embedder=embedder))
+    taught = partial(lessons, k=settings.k, own_words=teaching.own_words, embedder=embedder)
+    shown = _shown(dialogues, episodes, lambda one: taught(one, extractor(one)).demonstrations)
+    shown = fewer_noops(shown, teaching.noops, parts.seed)
     return Task(episodes, of(held), shown, judge, settings, remarks(questions, episodes))
 
 
 def _shown(
-    dialogues: Sequence[Dialogue], episodes: Sequence[ManagerEpisode], taught: Callable[[Dialogue], Lessons]
+    dialogues: Sequence[Dialogue],
+    episodes: Sequence[ManagerEpisode],
+    taught: Callable[[Dialogue], Sequence[Demonstration]],
 ) -> list[Demonstration]:
     """What the memory manager imitates: the lessons of dialogues that have some; of others, adding turns."""
     asked = {episode.questions[0].dialogue_id for episode in episodes}
-    known = {dialogue.id: taught(dialogue).demonstrations for dialogue in dialogues if dialogue.id in asked}
+    known = {dialogue.id: taught(dialogue) for dialogue in dialogues if dialogue.id in asked}
     added = [one for each in episodes if not known[each.questions[0].dialogue_id] for one in each.demonstrations()]
     return [*(demonstration for each in known.values() for demonstration in each), *added]
 

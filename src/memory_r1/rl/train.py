@@ -175,6 +175,7 @@ def _manager_lessons(
         window=settings.window,
         replay_turns=settings.replay_turns if settings.episode == "replay" else 0,
         outcome=settings.outcome,
+        teaching=settings.lessons,
         embedder=embedder,
     )
     return _checked(task, policy, settings, others)
