@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from memory_r1.policy import LocalPolicy
-from memory_r1.rl.packed import packed_logprobs, plain_logprobs
+from memory_r1.rl.model.packed import packed_logprobs, plain_logprobs
 
 Score = Callable[[Any, Sequence[int], Sequence[Sequence[int]]], list[torch.Tensor]]
 

@@ -27,10 +27,10 @@ from memory_r1.policy.base import Completion, Prompt
 from memory_r1.policy.embedded import embedded_model
 from memory_r1.policy.gguf import unpacked
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.grpo import GRPO, GRPOSettings, update
-from memory_r1.rl.learner import Learner, LearnerSettings
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings, update
+from memory_r1.rl.algorithms.update import sample_iteration
+from memory_r1.rl.model.learner import Learner, LearnerSettings
 from memory_r1.rl.types import Reward
-from memory_r1.rl.update import sample_iteration
 
 LR = 1e-6
 LORA_RANK, LORA_ALPHA = 16, 32

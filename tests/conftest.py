@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from memory_r1.policy.base import Completion, Message
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.learner import Learner, LearnerSettings
+from memory_r1.rl.model.learner import Learner, LearnerSettings
 from memory_r1.rl.types import Reward
 
 if TYPE_CHECKING:

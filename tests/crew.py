@@ -24,17 +24,17 @@ from memory_r1.bench.dataset import load_dataset
 from memory_r1.errors import TrainingError
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl import grpo, ppo
-from memory_r1.rl.evaluation import Evaluation, evaluate
-from memory_r1.rl.learner import Learner, LearnerSettings
-from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
-from memory_r1.rl.parallel import join
+from memory_r1.rl.algorithms import grpo, ppo
+from memory_r1.rl.algorithms.sft import SFT, SFTSettings
+from memory_r1.rl.algorithms.update import sample_iteration
+from memory_r1.rl.model.learner import Learner, LearnerSettings
+from memory_r1.rl.model.parallel import join
 from memory_r1.rl.rollout import one_by_one
+from memory_r1.rl.run.evaluation import Evaluation, evaluate
+from memory_r1.rl.run.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.settings import TrainSettings
-from memory_r1.rl.sft import SFT, SFTSettings
 from memory_r1.rl.train import train_answer_agent
 from memory_r1.rl.types import Demonstration, Group
-from memory_r1.rl.update import sample_iteration
 from rollouts import MAX_TOKENS, Stopped, random_groups
 
 Lesson = Callable[[Path], dict[str, Any]]

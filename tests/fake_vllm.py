@@ -19,7 +19,7 @@ import torch
 
 from memory_r1.policy.decode import Sampled, sample_groups
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.packed import plain_logprobs
+from memory_r1.rl.model.packed import plain_logprobs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import torch
 from conftest import Letters
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm, Metrics
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.run.loop import Algorithm, Metrics
 from memory_r1.rl.types import Group, Reward, Rollout
 
 MAX_TOKENS = 6

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from memory_r1.policy.base import Completion
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.parallel import World
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.parallel import World
 from memory_r1.rl.types import Group, Reward, Rollout
 
 V = 5

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memory_r1.rl.advantage import (
+from memory_r1.rl.algorithms.advantage import (
     DEVIATION_FLOOR,
     Scaling,
     explained_variance,

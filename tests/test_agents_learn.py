@@ -18,15 +18,15 @@ from memory_r1.bank import Bank, HashingEmbedder, Operation
 from memory_r1.dialogue import Dialogue, Question, Session, Turn
 from memory_r1.memory import AnswerAgent, AnswerSettings, TurnExtractor
 from memory_r1.policy import Prompt, ScriptedPolicy
-from memory_r1.rl.episodes import answer_episodes, score_answers
-from memory_r1.rl.grpo import GRPO, GRPOSettings
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm
-from memory_r1.rl.manager_episodes import Outcome, judge, manager_episodes
-from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings
-from memory_r1.rl.reward import each, em
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings
+from memory_r1.rl.algorithms.ppo import PPO, CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.sft import SFT, SFTSettings
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.rollout import Scorer
-from memory_r1.rl.sft import SFT, SFTSettings
+from memory_r1.rl.run.loop import Algorithm
+from memory_r1.rl.tasks.answer_episodes import answer_episodes, score_answers
+from memory_r1.rl.tasks.manager_episodes import Outcome, judge, manager_episodes
+from memory_r1.rl.tasks.reward import each, em
 from memory_r1.rl.types import Demonstration, Episode
 
 MAY, JUNE = datetime(2024, 5, 1), datetime(2024, 6, 1)

@@ -10,10 +10,10 @@ import torch
 
 from conftest import Letters, new_learner
 from memory_r1.policy.base import Completion, Message
-from memory_r1.rl.grpo import GRPO, GRPOSettings
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm
-from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings
+from memory_r1.rl.algorithms.ppo import PPO, CriticSettings, PPOSettings
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.run.loop import Algorithm
 from memory_r1.rl.types import Reward
 
 EPISODE = Letters("pull")  # arms: letters, which pay; other ASCII; bytes that are no text

@@ -14,9 +14,9 @@ from torch import Tensor
 from conftest import Letters, new_learner
 from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Sampling
-from memory_r1.rl.critic import Critic
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.packed import packed_states, plain_states
+from memory_r1.rl.model.critic import Critic
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.packed import packed_states, plain_states
 
 PROMPT, COMPLETIONS = [5, 9, 40, 7], [[3, 1, 4, 1, 5], [15, 92], [65]]
 

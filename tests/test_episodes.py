@@ -13,8 +13,8 @@ from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Question
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.base import Completion
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes
-from memory_r1.rl.reward import RewardName, answer_reward, each, em, f1, mix, typed
+from memory_r1.rl.tasks.answer_episodes import AnswerEpisode, answer_episodes
+from memory_r1.rl.tasks.reward import RewardName, answer_reward, each, em, f1, mix, typed
 
 SETTINGS = AnswerSettings(k=5, per_speaker=False)
 ENTRIES = tuple(

@@ -17,16 +17,16 @@ from memory_r1.dialogue import Question
 from memory_r1.memory.answer import SMALL
 from memory_r1.policy.base import Completion
 from memory_r1.rl import train
-from memory_r1.rl.episodes import AnswerEpisode
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings
+from memory_r1.rl.algorithms.ppo import PPO, CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.sft import SFT, SFTSettings
 from memory_r1.rl.estimate import Lengths, _between, _checks, _Cost, _prompts, _seconds, estimate
-from memory_r1.rl.grpo import GRPO, GRPOSettings
-from memory_r1.rl.loop import Algorithm, LoopSettings
-from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings
-from memory_r1.rl.preflight import remarks
-from memory_r1.rl.reward import each, em
 from memory_r1.rl.rollout import one_by_one
-from memory_r1.rl.sft import SFT, SFTSettings
-from memory_r1.rl.tasks import Task
+from memory_r1.rl.run.loop import Algorithm, LoopSettings
+from memory_r1.rl.tasks.answer_episodes import AnswerEpisode
+from memory_r1.rl.tasks.preflight import remarks
+from memory_r1.rl.tasks.reward import each, em
+from memory_r1.rl.tasks.task import Task
 from memory_r1.rl.types import Demonstration
 
 EPISODES = [Letters("a" * length) for length in (10, 20, 30, 40)]

@@ -11,8 +11,8 @@ import torch
 
 from conftest import Letters, new_learner
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.evaluation import TAIL, evaluate, spread
 from memory_r1.rl.rollout import one_by_one
+from memory_r1.rl.run.evaluation import TAIL, evaluate, spread
 from memory_r1.rl.types import Reward
 
 EPISODES = [Letters(text) for text in ("one", "two", "three", "four", "five")]

@@ -16,12 +16,12 @@ from torch import Tensor
 from conftest import Letters, Naive, new_learner
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.grpo import GRPO, GRPOSettings, update
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loss import Aggregation
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings, update
+from memory_r1.rl.algorithms.loss import Aggregation
+from memory_r1.rl.algorithms.update import rollout_metrics, sample_iteration
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.rollout import sample_rollouts
 from memory_r1.rl.types import Group, Reward, Rollout
-from memory_r1.rl.update import rollout_metrics, sample_iteration
 from rollouts import MAX_TOKENS, random_groups
 
 SETTINGS = GRPOSettings(prompts=3, group=4, kl_coef=0.0)

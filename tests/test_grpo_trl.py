@@ -19,11 +19,11 @@ from torch import Tensor
 
 from conftest import Letters, new_learner
 from memory_r1.policy.base import Completion
-from memory_r1.rl.grpo import GRPOSettings, update
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.parallel import World
+from memory_r1.rl.algorithms.grpo import GRPOSettings, update
+from memory_r1.rl.algorithms.update import Credited, CreditedGroup, update_policy
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.parallel import World
 from memory_r1.rl.types import Group, Reward, Rollout
-from memory_r1.rl.update import Credited, CreditedGroup, update_policy
 
 MAX_TOKENS = 9
 LENGTHS = [[4, 9, 1], [6, 2, 7]]  # of two groups of three

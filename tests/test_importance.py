@@ -14,14 +14,14 @@ from torch import Tensor
 from conftest import Letters, new_learner
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion, Prompt, Sampling
-from memory_r1.rl.grpo import GRPO, GRPOSettings, update
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loss import importance_weight
-from memory_r1.rl.parallel import World
-from memory_r1.rl.ppo import CriticSettings, PPOSettings, judge, update_actor
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings, update
+from memory_r1.rl.algorithms.loss import importance_weight
+from memory_r1.rl.algorithms.ppo import CriticSettings, PPOSettings, judge, update_actor
+from memory_r1.rl.algorithms.update import Credited, CreditedGroup, UpdateSettings, sample_iteration, update_policy
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.parallel import World
 from memory_r1.rl.rollout import Sampler, sample_rollouts
 from memory_r1.rl.types import Group, Rollout
-from memory_r1.rl.update import Credited, CreditedGroup, UpdateSettings, sample_iteration, update_policy
 
 MAX_TOKENS = 6
 SETTINGS = GRPOSettings(prompts=2, group=4, kl_coef=0.0)

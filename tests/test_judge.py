@@ -19,11 +19,11 @@ from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.episodes import AnswerEpisode, score_answers
-from memory_r1.rl.learner import LearnerSettings
-from memory_r1.rl.reward import answer_reward
+from memory_r1.rl.algorithms.sft import SFTSettings
+from memory_r1.rl.model.learner import LearnerSettings
 from memory_r1.rl.settings import Others, TrainSettings
-from memory_r1.rl.sft import SFTSettings
+from memory_r1.rl.tasks.answer_episodes import AnswerEpisode, score_answers
+from memory_r1.rl.tasks.reward import answer_reward
 from memory_r1.rl.train import train_answer_agent
 
 CORRECT, WRONG = '{"verdict": "CORRECT"}', '{"verdict": "WRONG"}'

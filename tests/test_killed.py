@@ -22,12 +22,12 @@ from typing import Any, Literal
 import pytest
 
 from memory_r1.memory.answer import AnswerSettings
-from memory_r1.rl.grpo import GRPOSettings
-from memory_r1.rl.learner import LearnerSettings
-from memory_r1.rl.loop import LoopSettings
-from memory_r1.rl.ppo import CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.grpo import GRPOSettings
+from memory_r1.rl.algorithms.ppo import CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.sft import SFTSettings
+from memory_r1.rl.model.learner import LearnerSettings
+from memory_r1.rl.run.loop import LoopSettings
 from memory_r1.rl.settings import TrainSettings
-from memory_r1.rl.sft import SFTSettings
 from nursery import start
 
 SETTINGS = TrainSettings(
@@ -104,10 +104,11 @@ def watched(point: Callable[[str], None]) -> Any:
     """Every change of weights and files in the block is a point before and after."""
     import torch
 
-    from memory_r1.rl import journal, update
     from memory_r1.rl import train as training
-    from memory_r1.rl.critic import Critic
-    from memory_r1.rl.learner import Learner
+    from memory_r1.rl.algorithms import update
+    from memory_r1.rl.model.critic import Critic
+    from memory_r1.rl.model.learner import Learner
+    from memory_r1.rl.run import journal
 
     def around(owner: Any, name: str, said: str) -> None:
         inner = getattr(owner, name)
@@ -245,7 +246,7 @@ def interrupted(say: Connection, base: Path, data: Path, out: Path) -> None:
     from memory_r1 import cli
     from memory_r1.bank import HashingEmbedder
     from memory_r1.rl import train
-    from memory_r1.rl.grpo import GRPO
+    from memory_r1.rl.algorithms.grpo import GRPO
 
     theirs, ours = socket.socketpair()
     theirs.setblocking(False)

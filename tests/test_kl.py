@@ -13,9 +13,9 @@ from torch import Tensor
 from conftest import Letters, new_learner
 from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Sampling
-from memory_r1.rl.grpo import GRPO, GRPOSettings
-from memory_r1.rl.loss import KLEstimator, kl_k1, kl_k3, kl_term
-from memory_r1.rl.ppo import PPOSettings, judge, update_actor
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings
+from memory_r1.rl.algorithms.loss import KLEstimator, kl_k1, kl_k3, kl_term
+from memory_r1.rl.algorithms.ppo import PPOSettings, judge, update_actor
 from memory_r1.rl.rollout import sample_rollouts
 from tables import COMPLETIONS, Table
 

@@ -67,6 +67,30 @@ def test_a_module_imports_only_its_own_part_and_lower_floors(module: str) -> Non
         assert part == own or FLOOR.get(part, len(FLOORS)) < FLOOR[own], f"{module} imports {imported}"
 
 
+RL_FLOORS = [
+    {"types", "order", "course", "rollout"},
+    {"model", "tasks"},
+    {"algorithms"},
+    {"run"},
+    {"trajectories", "settings", "identity", "estimate"},
+    {"report"},
+    {"train", "publish"},
+]
+RL_FLOOR = {part: number for number, floor in enumerate(RL_FLOORS) for part in floor}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in GRAPH if name.startswith("memory_r1.rl.")))
+def test_within_the_training_too_imports_run_downward(module: str) -> None:
+    own, alone = (module.split(".")[2], module.count(".") == 2)
+    floor = RL_FLOOR[own]
+    for imported in GRAPH[module]:
+        if imported.startswith("memory_r1.rl."):
+            part = imported.split(".")[2]
+            under = RL_FLOOR[part]
+            # files that stand alone on a floor may use one another, folders on one floor may not
+            assert part == own or under < floor or (alone and under == floor), f"{module} imports {imported}"
+
+
 def test_no_imports_run_in_a_circle() -> None:
     try:
         order = list(TopologicalSorter(GRAPH).static_order())

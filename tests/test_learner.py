@@ -15,7 +15,7 @@ from conftest import Letters, Naive, new_learner
 from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Sampling
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.learner import Learner, LearnerSettings
+from memory_r1.rl.model.learner import Learner, LearnerSettings
 
 PROMPT, COMPLETIONS = [5, 9, 40, 7], [[3, 1, 4], [15, 92], [65]]
 

@@ -17,10 +17,10 @@ from memory_r1.memory import Fact, TurnExtractor
 from memory_r1.memory.manage import ManagerSettings, manager_reply, parse_decision
 from memory_r1.memory.reply import find_json
 from memory_r1.policy import ScriptedPolicy
-from memory_r1.rl.lessons import GoldManager, Lessons, LessonSettings, fewer_noops, lessons
-from memory_r1.rl.reward import each, em
 from memory_r1.rl.settings import TrainSettings
-from memory_r1.rl.tasks import Task, manager_task
+from memory_r1.rl.tasks.lessons import GoldManager, Lessons, LessonSettings, fewer_noops, lessons
+from memory_r1.rl.tasks.reward import each, em
+from memory_r1.rl.tasks.task import Task, manager_task
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 ONE, TWO = "Ann has a dog, Buddy.", "Ann has two dogs, Buddy and Scout."

@@ -24,7 +24,7 @@ from memory_r1.lives.plot import fill
 from memory_r1.lives.stories import Part
 from memory_r1.memory import TurnExtractor
 from memory_r1.memory.dates import absolute_dates
-from memory_r1.rl.lessons import GoldManager
+from memory_r1.rl.tasks.lessons import GoldManager
 
 CATEGORIES = {"single-hop", "multi-hop", "temporal", "update", "open"}
 PARTS: tuple[Part, Part] = ("train", "held-out")

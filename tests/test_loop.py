@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from conftest import Letters, new_learner
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion
-from memory_r1.rl.evaluation import Evaluation, evaluate
-from memory_r1.rl.grpo import GRPO, GRPOSettings
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.rollout import one_by_one
+from memory_r1.rl.run.evaluation import Evaluation, evaluate
+from memory_r1.rl.run.loop import Algorithm, Loop, LoopSettings, Metrics
 from rollouts import Stopped
 
 EPISODES = [Letters(text) for text in ("one", "two", "three", "four", "five")]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_r1.rl.loss import (
+from memory_r1.rl.algorithms.loss import (
     Aggregation,
     RatioLevel,
     clipped_policy_loss,

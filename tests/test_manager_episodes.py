@@ -16,8 +16,8 @@ from memory_r1.memory.extract import TurnExtractor
 from memory_r1.memory.manage import manager_reply
 from memory_r1.policy import Prompt
 from memory_r1.policy.base import Completion
-from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
-from memory_r1.rl.reward import each, em, retention, surplus
+from memory_r1.rl.tasks.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, manager_episodes
+from memory_r1.rl.tasks.reward import each, em, retention, surplus
 from memory_r1.rl.types import Reward
 from rollouts import Answerer
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import Naive
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.packed import packed_logprobs, plain_logprobs, supports_packing
+from memory_r1.rl.model.packed import packed_logprobs, plain_logprobs, supports_packing
 
 PROMPT = [5, 9, 40, 7, 200, 31, 8]
 LENGTHS = [3, 1, 7, 2, 5, 1, 4, 6]

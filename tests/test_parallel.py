@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import crew
-from memory_r1.rl.parallel import World, join
+from memory_r1.rl.model.parallel import World, join
 
 HERE = Path(__file__).parent
 PATIENCE_S = 300

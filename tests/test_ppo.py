@@ -18,10 +18,10 @@ from torch import Tensor
 from conftest import Letters, Naive, new_learner
 from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion
-from memory_r1.rl.critic import Critic
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm, Loop, LoopSettings, Metrics
-from memory_r1.rl.ppo import PPO, CriticSettings, PPOSettings, judge, update_actor, update_critic
+from memory_r1.rl.algorithms.ppo import PPO, CriticSettings, PPOSettings, judge, update_actor, update_critic
+from memory_r1.rl.model.critic import Critic
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.run.loop import Algorithm, Loop, LoopSettings, Metrics
 from memory_r1.rl.types import Group, Reward
 from rollouts import MAX_TOKENS, Stopped, random_groups
 

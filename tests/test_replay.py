@@ -21,19 +21,19 @@ from memory_r1.memory.extract import TurnExtractor
 from memory_r1.memory.manage import manager_reply
 from memory_r1.policy import Prompt
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.advantage import group_advantages
+from memory_r1.rl.algorithms.advantage import group_advantages
+from memory_r1.rl.algorithms.grpo import GRPO, GRPOSettings, credit, update
+from memory_r1.rl.algorithms.ppo import PPOSettings
+from memory_r1.rl.algorithms.ppo import judge as judged_by_critic
+from memory_r1.rl.algorithms.update import rollout_metrics
 from memory_r1.rl.course import courses
-from memory_r1.rl.grpo import GRPO, GRPOSettings, credit, update
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, replay_episodes
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.parallel import World
 from memory_r1.rl.order import sampling_seed
-from memory_r1.rl.parallel import World
-from memory_r1.rl.ppo import PPOSettings
-from memory_r1.rl.ppo import judge as judged_by_critic
-from memory_r1.rl.reward import each, em
 from memory_r1.rl.rollout import sample_rollouts
+from memory_r1.rl.tasks.manager_episodes import ManagerEpisode, Outcome, OutcomeSettings, judge, replay_episodes
+from memory_r1.rl.tasks.reward import each, em
 from memory_r1.rl.types import Group, Reward, Rollout, Step
-from memory_r1.rl.update import rollout_metrics
 from rollouts import Answerer
 
 ADD, UPDATE, DELETE, NOOP = OperationKind

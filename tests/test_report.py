@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from memory_r1.rl import charts
-from memory_r1.rl.glossary import GLOSSARY, LINES, meaning
-from memory_r1.rl.report import write_page
+from memory_r1.rl.report import charts
+from memory_r1.rl.report.glossary import GLOSSARY, LINES, meaning
+from memory_r1.rl.report.page import write_page
 
 EVIL = "</pre></td><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
 TRAINING = Path(__file__).parent.parent / "docs" / "training.md"

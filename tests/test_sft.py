@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from conftest import Letters, Naive, new_learner
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.sft import SFT, SFTSettings
+from memory_r1.rl.algorithms.sft import SFT, SFTSettings
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.types import Demonstration
 
 SHOWN = [

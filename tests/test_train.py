@@ -21,13 +21,13 @@ from memory_r1.memory.card import manager_of, read_card
 from memory_r1.memory.manage import LLMManager, ManagerSettings, manager_reply
 from memory_r1.policy import Prompt, ScriptedPolicy
 from memory_r1.policy.local import LocalPolicy, adapter_name
-from memory_r1.rl.glossary import meaning
-from memory_r1.rl.grpo import GRPOSettings
-from memory_r1.rl.learner import LearnerSettings
-from memory_r1.rl.loop import LoopSettings
-from memory_r1.rl.ppo import PPOSettings
+from memory_r1.rl.algorithms.grpo import GRPOSettings
+from memory_r1.rl.algorithms.ppo import PPOSettings
+from memory_r1.rl.algorithms.sft import SFTSettings
+from memory_r1.rl.model.learner import LearnerSettings
+from memory_r1.rl.report.glossary import meaning
+from memory_r1.rl.run.loop import LoopSettings
 from memory_r1.rl.settings import Others, TrainSettings
-from memory_r1.rl.sft import SFTSettings
 from memory_r1.rl.train import train_answer_agent, train_memory_manager
 
 ANSWERING = AnswerSettings(k=2, per_speaker=False, max_tokens=4)

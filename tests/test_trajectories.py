@@ -20,11 +20,11 @@ from memory_r1.memory.manage import ManagerSettings, manager_reply
 from memory_r1.policy import Policy, Prompt, ScriptedPolicy
 from memory_r1.policy.base import Completion, Sampling
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.algorithms.sft import SFTSettings
 from memory_r1.rl.course import Course
-from memory_r1.rl.learner import LearnerSettings
+from memory_r1.rl.model.learner import LearnerSettings
 from memory_r1.rl.rollout import one_by_one
 from memory_r1.rl.settings import Others, TrainSettings
-from memory_r1.rl.sft import SFTSettings
 from memory_r1.rl.train import train_answer_agent, train_memory_manager
 from memory_r1.rl.trajectories import (
     RejectionSettings,

@@ -17,13 +17,13 @@ from torch import Tensor
 from conftest import Letters, new_learner
 from memory_r1.errors import InputError
 from memory_r1.policy.base import Completion
-from memory_r1.rl.advantage import gae, token_rewards, whiten
-from memory_r1.rl.grpo import GRPOSettings, update
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loss import clipped_policy_loss, clipped_value_loss, policy_ratio, token_weights
-from memory_r1.rl.ppo import PPOSettings, judge, update_actor
+from memory_r1.rl.algorithms.advantage import gae, token_rewards, whiten
+from memory_r1.rl.algorithms.grpo import GRPOSettings, update
+from memory_r1.rl.algorithms.loss import clipped_policy_loss, clipped_value_loss, policy_ratio, token_weights
+from memory_r1.rl.algorithms.ppo import PPOSettings, judge, update_actor
+from memory_r1.rl.algorithms.update import UpdateSettings
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.types import Group, Reward, Rollout
-from memory_r1.rl.update import UpdateSettings
 from rollouts import MAX_TOKENS, random_groups
 from tables import COMPLETIONS, Table
 

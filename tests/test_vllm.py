@@ -23,13 +23,13 @@ from memory_r1.memory.answer import AnswerSettings
 from memory_r1.policy.base import Sampling
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.policy.vllm import VLLMSampler, VLLMSettings, require_vllm, served_rank
-from memory_r1.rl.grpo import GRPOSettings
-from memory_r1.rl.learner import Learner, LearnerSettings
-from memory_r1.rl.loop import LoopSettings
-from memory_r1.rl.parallel import World
-from memory_r1.rl.ppo import CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.grpo import GRPOSettings
+from memory_r1.rl.algorithms.ppo import CriticSettings, PPOSettings
+from memory_r1.rl.algorithms.sft import SFTSettings
+from memory_r1.rl.model.learner import Learner, LearnerSettings
+from memory_r1.rl.model.parallel import World
+from memory_r1.rl.run.loop import LoopSettings
 from memory_r1.rl.settings import TrainSettings
-from memory_r1.rl.sft import SFTSettings
 from memory_r1.rl.train import train_answer_agent
 
 PROMPTS = [Letters(text).prompt for text in ("what?", "and who was it?", "the other one")]

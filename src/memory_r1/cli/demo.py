@@ -78,10 +78,10 @@ class Demo:
 
     def _train(self, dataset: Dataset) -> Path:
         from memory_r1.policy import LocalPolicy
-        from memory_r1.rl.grpo import GRPOSettings
-        from memory_r1.rl.loop import LoopSettings
+        from memory_r1.rl.algorithms.grpo import GRPOSettings
+        from memory_r1.rl.algorithms.sft import SFTSettings
+        from memory_r1.rl.run.loop import LoopSettings
         from memory_r1.rl.settings import TrainSettings
-        from memory_r1.rl.sft import SFTSettings
         from memory_r1.rl.train import train_answer_agent
 
         settings = replace(

@@ -13,8 +13,8 @@ import tyro
 from memory_r1.cli.flags import ModelFlags
 from memory_r1.cli.show import Step, note, print_json, progress
 from memory_r1.errors import InputError
-from memory_r1.rl.loop import Report
-from memory_r1.rl.parallel import World, join
+from memory_r1.rl.model.parallel import World, join
+from memory_r1.rl.run.loop import Report
 from memory_r1.rl.settings import Others, TrainSettings
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Train:
         """Train; returns what to say, for machines and for people."""
         from memory_r1.policy import LocalPolicy
         from memory_r1.rl import train
-        from memory_r1.rl.report import PAGE
+        from memory_r1.rl.report.page import PAGE
 
         run = train.train_answer_agent if self.agent == "answer" else train.train_memory_manager
         policy = LocalPolicy(self.model, device=world.device, precision=self.weights)

@@ -2,7 +2,7 @@
 
 One generation does both (Memory-R1, section 3.3): first the numbers of the entries it keeps (distillation), then the
 answer. The prompt and its parser stand here together under one format name, which a trained adapter records. Left
-out: retrieval's ranking (bank/search.py) and rewards (rl/reward.py).
+out: retrieval's ranking (bank/search.py) and rewards (rl/tasks/reward.py).
 """
 
 from __future__ import annotations

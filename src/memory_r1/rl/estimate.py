@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING, Any
 
 from memory_r1.policy.base import Completion, Prompt
 from memory_r1.policy.decode import sample_groups
-from memory_r1.rl.grpo import GRPO
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm, LoopSettings
-from memory_r1.rl.ppo import PPO
-from memory_r1.rl.sft import SFT
-from memory_r1.rl.tasks import Task
+from memory_r1.rl.algorithms.grpo import GRPO
+from memory_r1.rl.algorithms.ppo import PPO
+from memory_r1.rl.algorithms.sft import SFT
+from memory_r1.rl.algorithms.update import OnEpisodes
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.run.loop import Algorithm, LoopSettings
+from memory_r1.rl.tasks.task import Task
 from memory_r1.rl.types import Continues, Episode
-from memory_r1.rl.update import OnEpisodes
 
 if TYPE_CHECKING:
     from torch import Tensor

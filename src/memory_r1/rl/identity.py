@@ -13,9 +13,9 @@ from memory_r1.bench.run import claim_folder, plain, provenance
 from memory_r1.errors import TrainingError
 from memory_r1.memory.card import Agent
 from memory_r1.policy.local import LocalPolicy, adapter_name
+from memory_r1.rl.run.whole import whole_file
 from memory_r1.rl.settings import Others, TrainSettings
-from memory_r1.rl.tasks import Task
-from memory_r1.rl.whole import whole_file
+from memory_r1.rl.tasks.task import Task
 
 Config = dict[str, object]
 

@@ -13,14 +13,14 @@ from memory_r1.memory.answer import SMALL, AnswerSettings
 from memory_r1.memory.manage import LLMManager, ManagerSettings
 from memory_r1.policy.base import Policy
 from memory_r1.policy.vllm import VLLMSettings, served_rank
-from memory_r1.rl.grpo import GRPOSettings
-from memory_r1.rl.learner import LearnerSettings
-from memory_r1.rl.lessons import LessonSettings
-from memory_r1.rl.loop import LoopSettings
-from memory_r1.rl.manager_episodes import OutcomeSettings
-from memory_r1.rl.ppo import PPOSettings
-from memory_r1.rl.reward import RewardName
-from memory_r1.rl.sft import SFTSettings
+from memory_r1.rl.algorithms.grpo import GRPOSettings
+from memory_r1.rl.algorithms.ppo import PPOSettings
+from memory_r1.rl.algorithms.sft import SFTSettings
+from memory_r1.rl.model.learner import LearnerSettings
+from memory_r1.rl.run.loop import LoopSettings
+from memory_r1.rl.tasks.lessons import LessonSettings
+from memory_r1.rl.tasks.manager_episodes import OutcomeSettings
+from memory_r1.rl.tasks.reward import RewardName
 from memory_r1.rl.trajectories import RejectionSettings
 
 

@@ -24,24 +24,24 @@ from memory_r1.errors import InputError, TrainingError
 from memory_r1.memory.card import read_card, write_card
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.policy.vllm import VLLMSampler, require_vllm
+from memory_r1.rl.algorithms.grpo import GRPO
+from memory_r1.rl.algorithms.ppo import PPO
+from memory_r1.rl.algorithms.sft import SFT
+from memory_r1.rl.algorithms.update import UpdateSettings
 from memory_r1.rl.estimate import Estimate, estimate
-from memory_r1.rl.evaluation import Evaluation, evaluate
-from memory_r1.rl.grpo import GRPO
 from memory_r1.rl.identity import Config, claim, config_of, lessons_hash
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loop import Algorithm, Loop, Note, Report
-from memory_r1.rl.parallel import join
-from memory_r1.rl.ppo import PPO
-from memory_r1.rl.report import write_page
-from memory_r1.rl.reward import answer_reward
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.model.parallel import join
+from memory_r1.rl.report.page import write_page
 from memory_r1.rl.rollout import Sampler
+from memory_r1.rl.run.evaluation import Evaluation, evaluate
+from memory_r1.rl.run.loop import Algorithm, Loop, Note, Report
+from memory_r1.rl.run.whole import whole_folder
 from memory_r1.rl.settings import Others, TrainSettings
-from memory_r1.rl.sft import SFT
-from memory_r1.rl.tasks import Banks, Task, answer_task, gold_banks, manager_task
+from memory_r1.rl.tasks.reward import answer_reward
+from memory_r1.rl.tasks.task import Banks, Task, answer_task, gold_banks, manager_task
 from memory_r1.rl.trajectories import Trajectory, load_trajectories, sample_trajectories, save_trajectories
 from memory_r1.rl.types import Demonstration
-from memory_r1.rl.update import UpdateSettings
-from memory_r1.rl.whole import whole_folder
 
 Settings = TypeVar("Settings", bound=UpdateSettings)
 

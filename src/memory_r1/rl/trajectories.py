@@ -21,11 +21,11 @@ from memory_r1.errors import InputError, TrainingError
 from memory_r1.policy.base import Completion, Policy, Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy
 from memory_r1.rl.course import Course, Draw, courses
-from memory_r1.rl.learner import Learner
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.order import sampling_seed
 from memory_r1.rl.rollout import Scorer, draw_of
+from memory_r1.rl.run.whole import whole_file
 from memory_r1.rl.types import Demonstration, Episode, Reward
-from memory_r1.rl.whole import whole_file
 
 _ROLES = ("system", "user", "assistant")
 

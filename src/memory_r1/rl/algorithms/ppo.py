@@ -24,14 +24,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from memory_r1.errors import InputError, TrainingError
-from memory_r1.rl.advantage import explained_variance, gae, token_rewards, whiten
-from memory_r1.rl.critic import Critic
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loss import Aggregation, clipped_value_loss, kl_k1
-from memory_r1.rl.order import sampling_seed, warmed_up
-from memory_r1.rl.rollout import refuse_stale
-from memory_r1.rl.types import Group, Rollout, Step
-from memory_r1.rl.update import (
+from memory_r1.rl.algorithms.advantage import explained_variance, gae, token_rewards, whiten
+from memory_r1.rl.algorithms.loss import Aggregation, clipped_value_loss, kl_k1
+from memory_r1.rl.algorithms.update import (
     Credited,
     CreditedGroup,
     Metrics,
@@ -48,6 +43,11 @@ from memory_r1.rl.update import (
     sample_iteration,
     update_policy,
 )
+from memory_r1.rl.model.critic import Critic
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
+from memory_r1.rl.types import Group, Rollout, Step
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_r1.errors import InputError
-from memory_r1.rl.learner import Learner
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.order import decayed, iteration_batch
 from memory_r1.rl.types import Demonstration
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memory_r1.rl.whole import whole_file
+from memory_r1.rl.run.whole import whole_file
 
 
 def read(path: Path) -> list[dict[str, Any]]:

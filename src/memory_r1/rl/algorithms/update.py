@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from memory_r1.errors import InputError
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.loss import (
+from memory_r1.rl.algorithms.loss import (
     Aggregation,
     KLEstimator,
     RatioLevel,
@@ -30,6 +29,7 @@ from memory_r1.rl.loss import (
     policy_ratio,
     token_weights,
 )
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.order import iteration_batch, sampling_seed
 from memory_r1.rl.rollout import Sampler, Scorer, one_by_one, sample_rollouts
 from memory_r1.rl.types import Episode, Group, Step

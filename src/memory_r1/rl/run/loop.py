@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from memory_r1.errors import InputError, TrainingError
-from memory_r1.rl import journal
-from memory_r1.rl.evaluation import Evaluation, Sample
-from memory_r1.rl.interrupt import put_off
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.whole import whole_file, whole_folder
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.run import journal
+from memory_r1.rl.run.evaluation import Evaluation, Sample
+from memory_r1.rl.run.interrupt import put_off
+from memory_r1.rl.run.whole import whole_file, whole_folder
 
 Metrics = dict[str, float]
 Report = Callable[[str, int, int, Mapping[str, float]], None]  # (algorithm, iterations done, of how many, metrics)

@@ -15,7 +15,7 @@ from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Question
 from memory_r1.memory.answer import Answer, AnswerSettings, answer_prompt, answer_reply, parse_answer, retrieve
 from memory_r1.policy.base import Completion, Prompt
-from memory_r1.rl.reward import Earn, earned
+from memory_r1.rl.tasks.reward import Earn, earned
 from memory_r1.rl.types import Demonstration, Reward
 
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: lines, and areas stacked on each other. Left out: what they show (report.py), and scripts.
+"""Charts as inline SVG: lines, and areas stacked on each other. Left out: what they show (report/page.py), and scripts.
 
 A point's number appears when the pointer rests on it. Colours are the page's, so that a chart reads on light and dark.
 """

@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_r1.errors import InputError
-from memory_r1.rl.advantage import Scaling, group_advantages
-from memory_r1.rl.learner import Learner
-from memory_r1.rl.order import sampling_seed, warmed_up
-from memory_r1.rl.rollout import refuse_stale
-from memory_r1.rl.types import Group
-from memory_r1.rl.update import (
+from memory_r1.rl.algorithms.advantage import Scaling, group_advantages
+from memory_r1.rl.algorithms.update import (
     CreditedGroup,
     Metrics,
     OnEpisodes,
@@ -30,6 +26,10 @@ from memory_r1.rl.update import (
     sample_iteration,
     update_policy,
 )
+from memory_r1.rl.model.learner import Learner
+from memory_r1.rl.order import sampling_seed, warmed_up
+from memory_r1.rl.rollout import refuse_stale
+from memory_r1.rl.types import Group
 
 
 @dataclass(frozen=True)

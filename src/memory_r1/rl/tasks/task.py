@@ -22,9 +22,10 @@ from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor
 from memory_r1.memory.manage import ManagerSettings
 from memory_r1.policy.base import Policy
-from memory_r1.rl.episodes import AnswerEpisode, answer_episodes, score_answers
-from memory_r1.rl.lessons import GoldManager, LessonSettings, fewer_noops, lessons
-from memory_r1.rl.manager_episodes import (
+from memory_r1.rl.rollout import Scorer
+from memory_r1.rl.tasks.answer_episodes import AnswerEpisode, answer_episodes, score_answers
+from memory_r1.rl.tasks.lessons import GoldManager, LessonSettings, fewer_noops, lessons
+from memory_r1.rl.tasks.manager_episodes import (
     ManagerEpisode,
     Outcome,
     OutcomeSettings,
@@ -32,9 +33,8 @@ from memory_r1.rl.manager_episodes import (
     manager_episodes,
     replay_episodes,
 )
-from memory_r1.rl.preflight import remarks
-from memory_r1.rl.reward import Earn
-from memory_r1.rl.rollout import Scorer
+from memory_r1.rl.tasks.preflight import remarks
+from memory_r1.rl.tasks.reward import Earn
 from memory_r1.rl.types import Demonstration, Episode
 
 Banks = Callable[[Sequence[Dialogue], Callable[[Dialogue], Extractor], Embedder | None], Mapping[str, Bank]]

@@ -1,7 +1,7 @@
 """A look at the policy during training: the reward of greedy replies to val, and a few replies to read over time.
 
 The replies shown are always those to the same few episodes. Left out: when to look (loop.py), and the page on which
-they are read (report.py).
+they are read (report/page.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from memory_r1.policy.base import Completion, Sampling
-from memory_r1.rl.learner import Learner
+from memory_r1.rl.model.learner import Learner
 from memory_r1.rl.rollout import Sampler, Scorer, sample_rollouts
 from memory_r1.rl.types import Episode, Reward
 

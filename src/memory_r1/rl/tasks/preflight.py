@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memory_r1.dialogue import Question
-from memory_r1.rl.episodes import AnswerEpisode
+from memory_r1.rl.tasks.answer_episodes import AnswerEpisode
 from memory_r1.rl.types import Episode
 
 ENOUGH = 150  # questions: the paper's 152 are the fewest that are known to teach

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
-from memory_r1.rl.critic import Critic
-from memory_r1.rl.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
-from memory_r1.rl.parallel import join
-from memory_r1.rl.weights import check_shapes, fingerprint, new_optimizer, state_of, take_step, take_up
+from memory_r1.rl.model.critic import Critic
+from memory_r1.rl.model.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
+from memory_r1.rl.model.parallel import join
+from memory_r1.rl.model.weights import check_shapes, fingerprint, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ class Learner:
     def logprobs(
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[Tensor]:
-        """Log-probabilities of the completions under the trained weights, with gradient; see rl/packed.py."""
+        """Log-probabilities of the completions under the trained weights, with gradient; see rl/model/packed.py."""
         score = packed_logprobs if self._packs else plain_logprobs
         with self.precision(), self._checkpointed(self.model):
             return score(self.model, prompt, completions, temperature=temperature)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memory_r1.errors import TrainingError
-from memory_r1.rl.parallel import World
+from memory_r1.rl.model.parallel import World
 
 if TYPE_CHECKING:
     import torch

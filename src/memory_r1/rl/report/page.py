@@ -14,10 +14,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from memory_r1.rl import charts, journal
-from memory_r1.rl.glossary import meaning
 from memory_r1.rl.identity import BESIDE
-from memory_r1.rl.whole import whole_file
+from memory_r1.rl.report import charts
+from memory_r1.rl.report.glossary import meaning
+from memory_r1.rl.run import journal
+from memory_r1.rl.run.whole import whole_file
 
 PAGE = "report.html"
 _ALGORITHMS = ("sft", "grpo", "ppo")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from memory_r1.rl.parallel import World
-from memory_r1.rl.weights import check_shapes, new_optimizer, state_of, take_step, take_up
+from memory_r1.rl.model.parallel import World
+from memory_r1.rl.model.weights import check_shapes, new_optimizer, state_of, take_step, take_up
 
 if TYPE_CHECKING:
     from torch import Tensor

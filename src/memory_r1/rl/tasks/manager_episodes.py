@@ -34,7 +34,7 @@ from memory_r1.memory.manage import (
 )
 from memory_r1.memory.reply import find_json
 from memory_r1.policy.base import Completion, Prompt
-from memory_r1.rl.reward import Earn, earned, retention, surplus
+from memory_r1.rl.tasks.reward import Earn, earned, retention, surplus
 from memory_r1.rl.types import Demonstration, Reward
 
 
