@@ -245,6 +245,21 @@ def test_eval_as_json_is_the_summary_of_the_dialogues_and_questions_asked_for(
     assert summary["overall"]["n"] == 1
 
 
+def test_eval_of_a_sample_asks_the_same_questions_for_the_same_seed_in_their_order(
+    capsys: pytest.CaptureFixture[str], folder: Path, dialogues: Path, hashing: None, scripted: Callable[..., None]
+) -> None:
+    def asked(name: str, *flags: str) -> list[str]:
+        scripted(lambda prompt: "Relevant: 1\nAnswer: Max")
+        succeed(capsys, "eval", "own", "--data", dialogues, "--out", folder / name, *flags)
+        return [one["id"] for one in json.loads((folder / name / "results.json").read_text("utf-8"))["predictions"]]
+
+    draws = {tuple(asked(f"s{seed}", "--sample", "2", "--seed", str(seed))) for seed in range(6)}
+    assert all(draw == tuple(sorted(draw)) and len(draw) == 2 for draw in draws)
+    assert len(draws) > 1
+    assert tuple(asked("again", "--sample", "2", "--seed", "0")) in draws
+    assert asked("all", "--sample", "9") == ["q1", "q2", "q3"]
+
+
 def test_recall_needs_no_language_model(
     capsys: pytest.CaptureFixture[str], dialogues: Path, hashing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +278,7 @@ def test_a_wrong_flag_of_eval_is_refused_before_anything_is_remembered(
     for flags, said in (
         ([*ENDPOINT, "--k", "0"], "k is 0, expected at least 1"),
         (["--limit", "0"], "--limit is 0, expected at least 1"),
+        (["--sample", "0"], "--sample is 0, expected at least 1"),
         (["--batch", "0"], "--batch is 0, expected at least 1"),
         (["--base-url", CLOSED], f"the endpoint {CLOSED} needs --model NAME"),
         (["--model", "any", "--adapter", "none"], "none: not an adapter folder"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,10 +45,12 @@ class _Eval:
     """folder for results.json: every prediction, with config, versions and the data's hash"""
     limit: int | None = None
     """only the first questions"""
+    sample: int | None = None
+    """only so many questions, drawn by --seed and asked in their order"""
     batch: int = 16
     """questions answered together; 1 measures the latency one user sees"""
     seed: int = 0
-    """of the bootstrap"""
+    """of the bootstrap, and of what --sample draws"""
     samples: int = 0
     """also print this many questions with gold and answer"""
     json: bool = False
@@ -57,7 +60,7 @@ class _Eval:
         from memory_r1.bench.run import claim_folder
 
         self._check_manager()
-        for flag, value in (("limit", self.limit), ("batch", self.batch)):
+        for flag, value in (("limit", self.limit), ("sample", self.sample), ("batch", self.batch)):
             if value is not None and value < 1:
                 raise InputError(f"--{flag} is {value}, expected at least 1")
         if self.recall and self.out:
@@ -65,7 +68,7 @@ class _Eval:
         if self.out:
             claim_folder(self.out)
         dialogues, questions = dataset.select(part)
-        questions = questions[: self.limit]
+        questions = self._some(questions)
         # made before the minutes of remembering, so that a wrong flag is refused at once
         policy = None if self.recall and self.extract != "llm" else self.model.policy("answer")
         settings = self.answer.settings(policy) if policy else None
@@ -74,6 +77,13 @@ class _Eval:
         if self.recall or policy is None or settings is None:
             return self._recall(banks, questions, title)
         return self._answer(dataset, banks, questions, policy, settings, title)
+
+    def _some(self, questions: list[Question]) -> list[Question]:
+        """The questions that --limit and --sample leave."""
+        questions = questions[: self.limit]
+        if self.sample is None or self.sample >= len(questions):
+            return questions
+        return [questions[i] for i in sorted(random.Random(self.seed).sample(range(len(questions)), self.sample))]
 
     def _check_manager(self) -> None:
         if self.manager == "add-only" and (self.manager_adapter or self.bank):
