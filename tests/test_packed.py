@@ -11,7 +11,15 @@ from torch import Tensor
 
 from conftest import Naive
 from memory_r1.policy.local import LocalPolicy
-from memory_r1.rl.model.packed import packed_logprobs, plain_logprobs, supports_packing
+from memory_r1.rl.model.packed import (
+    Beginning,
+    common_beginning,
+    packed_logprobs,
+    packed_states,
+    plain_logprobs,
+    plain_states,
+    supports_packing,
+)
 
 PROMPT = [5, 9, 40, 7, 200, 31, 8]
 LENGTHS = [3, 1, 7, 2, 5, 1, 4, 6]
@@ -56,6 +64,55 @@ def test_packed_equals_plain_in_logprobs_and_gradients(model: Any, size: int) ->
     ours, wanted = gradient(model, packed), gradient(model, plain)
     assert torch.cosine_similarity(ours, wanted, dim=0) > 0.9999
     assert (ours - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+SHARED = [(3 * number) % 251 for number in range(70)]
+PROMPTS = [[*SHARED, 7], [*SHARED, 9, 12, 7, 40], [*SHARED, *PROMPT]]
+SIZES = [1, 5, 2]  # one completion takes another way than several do
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_prompts_that_go_on_from_a_shared_beginning_have_the_same_numbers_and_gradients(
+    model: Any, states: bool
+) -> None:
+    packed, plain = (packed_states, plain_states) if states else (packed_logprobs, plain_logprobs)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [(prompt, group(size)) for prompt, size in zip(PROMPTS, SIZES, strict=True)]
+    beginning = Beginning(model, SHARED)
+    for prompt, completions in groups:
+        ours, wanted = packed(model, prompt, completions, beginning=beginning), plain(model, prompt, completions)
+        for one, other in zip(ours, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        torch.stack([one.sin().sum() for one in ours]).sum().backward()  # type: ignore[no-untyped-call]
+    before = [weight.grad.clone() for weight in parameters if weight.grad is not None]
+    beginning.backward()
+    gathered = torch.cat([weight.grad.flatten() for weight in parameters if weight.grad is not None])
+    assert (gathered - torch.cat([one.flatten() for one in before])).abs().max() > 0.01 * gathered.abs().max()
+    model.zero_grad()
+    for prompt, completions in groups:
+        torch.stack([one.sin().sum() for one in plain(model, prompt, completions)]).sum().backward()  # type: ignore[no-untyped-call]
+    alone = torch.cat([weight.grad.flatten() for weight in parameters if weight.grad is not None])
+    assert (gathered - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+def test_without_a_gradient_a_shared_beginning_asks_for_none(model: Any) -> None:
+    with torch.no_grad():
+        beginning = Beginning(model, SHARED)
+        ours = packed_logprobs(model, PROMPTS[1], group(3), beginning=beginning)
+        wanted = plain_logprobs(model, PROMPTS[1], group(3))
+    torch.testing.assert_close(torch.cat(ours), torch.cat(wanted), atol=1e-4, rtol=0)
+    beginning.backward()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_beginning_is_shared_where_it_is_long_enough_and_leaves_a_token_of_each_prompt() -> None:
+    assert common_beginning(PROMPTS) == SHARED
+    assert common_beginning([SHARED, SHARED]) == SHARED[:-1]
+    assert common_beginning([[1, *SHARED], [2, *SHARED]]) == []
+    assert common_beginning([SHARED[:64], SHARED[:64]]) == []
+    assert common_beginning([SHARED[:65], SHARED]) == SHARED[:64]
+    assert common_beginning(PROMPTS[:1]) == []
+    assert common_beginning([]) == []
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -166,10 +166,11 @@ def judge(learner: Learner, groups: Sequence[Group], settings: PPOSettings) -> l
         for group, rollouts in zip(groups, trained, strict=True)
         for part in by_prompt(group, chain.from_iterable(rollouts))
     ]
-    if settings.kl_coef and settings.kl_in == "reward":
-        remember_old(learner, unjudged, settings)
-        remember_ref(learner, unjudged, settings)
-    foreseen = learner.world.map(lambda part: _expected(critic, part, settings), unjudged)
+    with learner.sharing([part.prompt for part in unjudged]):
+        if settings.kl_coef and settings.kl_in == "reward":
+            remember_old(learner, unjudged, settings)
+            remember_ref(learner, unjudged, settings)
+        foreseen = learner.world.map(lambda part: _expected(critic, part, settings), unjudged)
     expected = dict(by_row(unjudged, foreseen))
     returns: dict[Credited, Tensor] = {}
     for group, own in zip(groups, trained, strict=True):
@@ -194,7 +195,7 @@ def update_critic(
     critic = _critic(learner)
     for epoch in range(settings.critic.epochs):
         parts = deal(batch, settings.minibatches, f"{seed}/{epoch}")
-        steps = [(_value_loss(critic, part, settings), critic.step(lr)) for part in parts]
+        steps = [(_value_loss(learner, critic, part, settings), critic.step(lr)) for part in parts]
     values = [one for judged in batch for one in judged.values]
     returns = [one for judged in batch for one in judged.returns]
     return {
@@ -262,10 +263,11 @@ def _credit(
     return {row: own for (_, row), own in zip(rows, returns, strict=True)}
 
 
-def _value_loss(critic: Critic, part: Sequence[Judged], settings: PPOSettings) -> float:
+def _value_loss(learner: Learner, critic: Critic, part: Sequence[Judged], settings: PPOSettings) -> float:
     """Add the gradient of the mean over the tokens of these groups; returns that mean."""
     tokens = sum(len(one) for judged in part for one in judged.values)
-    return sum(critic.world.map(lambda judged: _learn_values(critic, judged, tokens, settings), part))
+    with learner.sharing([judged.group.prompt for judged in part]):
+        return sum(critic.world.map(lambda judged: _learn_values(critic, judged, tokens, settings), part))
 
 
 def _learn_values(critic: Critic, judged: Judged, tokens: int, settings: PPOSettings) -> float:

@@ -1,7 +1,7 @@
 """Supervised warm start: imitate demonstrations for a few passes, before RL has anything to reward.
 
 The loss is the mean negative log-probability of each reply's tokens, its end token included, averaged over the
-demonstrations of a batch. Left out: packing several prompts in one sequence.
+demonstrations of a batch. What the prompts of a batch begin with is computed once. Left out: packing the rest of them.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ class SFT:
         """One optimizer step over one batch; returns its metrics."""
         settings = self.settings
         batch = iteration_batch(self.demonstrations, settings.batch, iteration, self.seed)
-        losses = learner.world.map(lambda one: _imitate(learner, one, len(batch)), batch)
+        policy = learner.policy
+        encoded = [(policy.encode(one.prompt), policy.encode_reply(one.reply)) for one in batch]
+        with learner.sharing([prompt for prompt, _ in encoded]):
+            losses = learner.world.map(lambda one: _imitate(learner, *one, len(batch)), encoded)
         lr = decayed(settings.lr, iteration, settings.warmup, self.iterations)
         return {"loss": sum(losses), "grad_norm": learner.step(lr), "lr": lr}
 
 
-def _imitate(learner: Learner, demonstration: Demonstration, batch: int) -> float:
+def _imitate(learner: Learner, prompt: Sequence[int], reply: Sequence[int], batch: int) -> float:
     """Forward and backward over a demonstration; returns its part in the loss of a batch of so many."""
-    prompt = learner.policy.encode(demonstration.prompt)
-    reply = learner.policy.encode_reply(demonstration.reply)
     loss = -learner.logprobs(prompt, [reply])[0].mean() / batch
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())

@@ -232,7 +232,7 @@ def remember_old(learner: Learner, groups: Sequence[CreditedGroup], settings: Up
     """Take the old log-probabilities of these groups now, without gradient."""
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad(), learner.sharing([group.prompt for group in groups]):
         scored = learner.world.map(lambda group: _scored(learner.logprobs, group, settings), groups)
     for row, logprobs in by_row(groups, scored):
         row.old = logprobs
@@ -290,9 +290,10 @@ def _step(
     weighted = [(group, [next(weights) for _ in group.rows]) for group in part]
     taught = [pair for pair in weighted if settings.teaches(pair[0])]
     groups = [group for group, _ in taught]
-    if settings.kl_coef:
-        remember_ref(learner, groups, settings)
-    learned = learner.world.map(lambda pair: _learn(learner, *pair, settings), taught)
+    with learner.sharing([group.prompt for group in groups]):
+        if settings.kl_coef:
+            remember_ref(learner, groups, settings)
+        learned = learner.world.map(lambda pair: _learn(learner, *pair, settings), taught)
     for row, old in by_row(groups, [olds for _, olds in learned]):
         row.old = old
     return _sums([sums for sums, _ in learned]) | {"grad_norm": learner.step(lr)}

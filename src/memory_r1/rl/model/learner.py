@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,15 @@ from memory_r1.errors import TrainingError
 from memory_r1.policy.base import Completion, Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy, Precision, computes_bfloat16, quiet_peft
 from memory_r1.rl.model.critic import Critic
-from memory_r1.rl.model.packed import packed_logprobs, packed_states, plain_logprobs, plain_states, supports_packing
+from memory_r1.rl.model.packed import (
+    Beginning,
+    common_beginning,
+    packed_logprobs,
+    packed_states,
+    plain_logprobs,
+    plain_states,
+    supports_packing,
+)
 from memory_r1.rl.model.parallel import join
 from memory_r1.rl.model.weights import check_shapes, fingerprint, new_optimizer, state_of, take_step, take_up
 
@@ -54,6 +62,14 @@ class LearnerSettings:
     checkpointing: bool = False
 
 
+@dataclass
+class _Begun:
+    """What prompts begin with, and its keys and values by whose weights made them and whether with gradient."""
+
+    tokens: list[int]
+    made: dict[tuple[str, bool], Beginning] = field(default_factory=dict)
+
+
 class Learner:
     """A local policy with an optimizer. The policy it was given samples with the weights being trained."""
 
@@ -76,6 +92,7 @@ class Learner:
         self.critic: Critic | None = None
         self._reference: Any = None
         self._packs = supports_packing(self.model)
+        self._begun = _Begun([])
         self._weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.optimizer = new_optimizer(self._weights)
 
@@ -112,9 +129,11 @@ class Learner:
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
     ) -> list[Tensor]:
         """Log-probabilities of the completions under the trained weights, with gradient; see rl/model/packed.py."""
-        score = packed_logprobs if self._packs else plain_logprobs
         with self.precision(), self._checkpointed(self.model):
-            return score(self.model, prompt, completions, temperature=temperature)
+            if not self._packs:
+                return plain_logprobs(self.model, prompt, completions, temperature=temperature)
+            beginning = self._beginning(_TRAINED, self.model, prompt)
+            return packed_logprobs(self.model, prompt, completions, temperature=temperature, beginning=beginning)
 
     def ref_logprobs(
         self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float = 1.0
@@ -124,9 +143,39 @@ class Learner:
 
         if self._reference is None:
             raise TrainingError("there is no reference yet: call freeze_reference before training with a KL term")
-        score = packed_logprobs if self._packs else plain_logprobs
         with torch.no_grad(), self.precision(), self._with_adapter(_REFERENCE, self._reference) as model:
-            return score(model, prompt, completions, temperature=temperature)
+            if not self._packs:
+                return plain_logprobs(model, prompt, completions, temperature=temperature)
+            beginning = self._beginning(_REFERENCE, model, prompt)
+            return packed_logprobs(model, prompt, completions, temperature=temperature, beginning=beginning)
+
+    @contextmanager
+    def sharing(self, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
+        """Within it, what these prompts all begin with is computed once, by the policy, the reference and the critic.
+
+        For the prompts of one optimizer step: the weights must not change within. A gradient has reached the weights
+        when it is left, and not before.
+        """
+        self._begun, outer = _Begun(common_beginning(prompts)), self._begun
+        try:
+            yield
+            with self.precision():
+                for beginning in self._begun.made.values():
+                    beginning.backward()
+        finally:
+            self._begun = outer
+
+    def _beginning(self, weights: str, model: Any, prompt: Sequence[int]) -> Beginning | None:
+        """What `sharing` is about, under these weights; None for a prompt that begins otherwise."""
+        import torch
+
+        tokens = self._begun.tokens
+        if not tokens or self.settings.checkpointing or list(prompt[: len(tokens)]) != tokens:
+            return None
+        key = (weights, torch.is_grad_enabled())
+        if key not in self._begun.made:
+            self._begun.made[key] = Beginning(model, tokens)
+        return self._begun.made[key]
 
     def freeze_reference(self) -> None:
         """Take the weights as they are now for the reference."""
@@ -146,11 +195,12 @@ class Learner:
             body = copy.deepcopy(self.model.get_decoder())
             named = dict(body.named_parameters())
         active = partial(self._with_adapter, _CRITIC, body)
-        score = packed_states if self._packs else plain_states
 
         def states(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
             with self.precision(), active() as model, self._checkpointed(model):
-                return score(model, prompt, completions)
+                if not self._packs:
+                    return plain_states(model, prompt, completions)
+                return packed_states(model, prompt, completions, beginning=self._beginning(_CRITIC, model, prompt))
 
         width = self.model.config.get_text_config().hidden_size
         longest = self.settings.max_grad_norm

@@ -5,7 +5,9 @@ one sequence, completion 1 + ... + completion G, under a mask by which a token s
 positions restart after the prompt. The head is computed where a completion token is predicted and nowhere else. Same
 numbers and gradients as one sequence per completion (tested), at the cost of one prompt instead of G. The technique is
 Prefix Grouper's (arXiv 2506.05433), over the model's own attention: the prompt needs no mask, so only the causal half
-of its attention is computed. Gradient checkpointing keeps no keys and values; under it, prompt and completions are one
+of its attention is computed. What several prompts begin with, such as their instructions, can be computed once for all
+(`Beginning`): each prompt's backward pass then ends at its keys and values, and one more takes what was gathered there
+back to the weights. Gradient checkpointing keeps no keys and values; under it, prompt and completions are one
 sequence under one mask, which costs the other half.
 
 Left out: models with sliding-window, recurrent or hybrid attention, which ignore such a mask: `supports_packing`
@@ -15,6 +17,7 @@ finds them out, and `plain_logprobs` serves them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from memory_r1.policy.decode import additive, attends_to_all
@@ -25,10 +28,68 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-3  # float32 log-probabilities of packed and plain differ by 1e-5 where the mask is honoured
 LOW_TOLERANCE = 0.2  # the mean in bfloat16 is 0.07 in SmolLM2-135M
+WORTH = 64  # tokens that prompts must share for a pass of their own to save time
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that several prompts all begin with, one of each left over; none where they are not worth a pass."""
+    shortest = min((len(prompt) for prompt in prompts), default=0)
+    columns = zip(*(prompt[: shortest - 1] for prompt in prompts), strict=True)
+    same = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    return same if len(prompts) > 1 and len(same) >= WORTH else []
+
+
+class Beginning:
+    """Keys and values of the tokens that several prompts begin with, computed once, on the weights as they are.
+
+    Args:
+        model: as in `packed_logprobs`, or its decoder.
+        tokens: at least one.
+    """
+
+    def __init__(self, model: Any, tokens: Sequence[int]) -> None:
+        import torch
+
+        self.tokens = list(tokens)
+        self._config = model.config
+        cache = self._new_cache()
+        ids = torch.tensor([self.tokens], device=model.device)
+        model.get_decoder()(
+            input_ids=ids, past_key_values=cache, use_cache=True
+        )  # the head has nothing to predict here
+        self._made = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        self._leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._made]
+
+    def cache(self) -> Any:
+        """A cache that a prompt can go on from; what flows back into it is gathered."""
+        cache = self._new_cache()
+        for number in range(len(self._leaves) // 2):
+            cache.update(self._leaves[2 * number], self._leaves[2 * number + 1], number)
+        return cache
+
+    def backward(self) -> None:
+        """Take the gradients that were gathered back to the weights; once, after the last prompt's own pass."""
+        import torch
+
+        pairs = [
+            (made, leaf.grad) for made, leaf in zip(self._made, self._leaves, strict=True) if leaf.grad is not None
+        ]
+        if pairs:
+            torch.autograd.backward([made for made, _ in pairs], [grad for _, grad in pairs])
+
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self._config)
 
 
 def packed_logprobs(
-    model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, temperature: float = 1.0
+    model: Any,
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    beginning: Beginning | None = None,
 ) -> list[Tensor]:
     """Log-probability of every completion token, with gradient.
 
@@ -37,21 +98,24 @@ def packed_logprobs(
         prompt: token ids, at least one.
         completions: G lists of token ids, none empty; lengths may differ.
         temperature: the logits are divided by it, as they were in sampling.
+        beginning: of this prompt, already computed; its own `backward` is left to the caller.
 
     Returns:
         G float32 tensors; tensor i has shape (T_i,), its entry t the log-probability of token t of completion i.
     """
-    last, fed = _outputs(model, "logits", prompt, completions)
+    last, fed = _outputs(model, "logits", prompt, completions, beginning)
     first = _token_logprobs(last.expand(len(completions), -1), [one[0] for one in completions], temperature)
     later = _token_logprobs(fed, [token for one in completions for token in one[1:]], temperature)
     return _joined(first, later, completions)
 
 
-def packed_states(model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> Tensor:
+def packed_states(
+    model: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]], *, beginning: Beginning | None = None
+) -> Tensor:
     """The last hidden states from which the completions' tokens are predicted, with gradient, for a critic's head.
 
     Args:
-        model, prompt, completions: as in `packed_logprobs`.
+        model, prompt, completions, beginning: as in `packed_logprobs`.
 
     Returns:
         (sum of T_i, H): the states before each token of the first completion, then of the second, and so on.
@@ -59,7 +123,7 @@ def packed_states(model: Any, prompt: Sequence[int], completions: Sequence[Seque
     import torch
 
     decoder = model.get_decoder()  # the model without its head; adapters are within
-    last, fed = _outputs(decoder, "last_hidden_state", prompt, completions)
+    last, fed = _outputs(decoder, "last_hidden_state", prompt, completions, beginning)
     return torch.cat(_joined(last.expand(len(completions), -1), fed, completions))
 
 
@@ -110,7 +174,11 @@ def supports_packing(model: Any) -> bool:
 
 
 def _outputs(
-    model: Any, name: str, prompt: Sequence[int], completions: Sequence[Sequence[int]]
+    model: Any,
+    name: str,
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    beginning: Beginning | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The output called `name` at the prompt's last position (1, X) and at the M tokens fed behind it (M, X)."""
     import torch
@@ -118,23 +186,26 @@ def _outputs(
     start, laid_out = len(prompt), torch.tensor(_laid_out(prompt, completions), device=model.device)
     ids, positions, owner = laid_out.unsqueeze(1)  # (1, prompt + M) each
     fed = ids.shape[1] - start
+    done = len(beginning.tokens) if beginning else 0
+    begun = {"past_key_values": beginning.cache()} if beginning else {}
 
-    def last(count: int, **inputs: Any) -> tuple[Tensor, Any]:
+    def last(count: int, first: int, end: int, **inputs: Any) -> tuple[Tensor, Any]:
         kept = {"logits_to_keep": count} if name == "logits" else {}
-        output = model(**inputs, **kept)
+        output = model(input_ids=ids[:, first:end], **inputs, **kept)
         return output[name][0, -count:], output.past_key_values
 
+    end = start + fed
     if len(completions) == 1 or not fed:  # one sequence under plain causal attention
-        whole, _ = last(1 + fed, input_ids=ids, use_cache=False)
+        whole, _ = last(1 + fed, done, end, **begun, use_cache=beginning is not None)
         return whole[:1], whole[1:]
     if _checkpoints(model):
         mask = _mask(owner[0], 0, model.dtype)
-        whole, _ = last(1 + fed, input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        whole, _ = last(1 + fed, 0, end, position_ids=positions, attention_mask=mask, use_cache=False)
         return whole[:1], whole[1:]
-    begun, cache = last(1, input_ids=ids[:, :start], use_cache=True)
+    first, cache = last(1, done, start, **begun, use_cache=True)
     behind = {"position_ids": positions[:, start:], "attention_mask": _mask(owner[0], start, model.dtype)}
-    rest, _ = last(fed, input_ids=ids[:, start:], **behind, past_key_values=cache, use_cache=True)
-    return begun, rest
+    rest, _ = last(fed, start, end, **behind, past_key_values=cache, use_cache=True)
+    return first, rest
 
 
 def _laid_out(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[list[int]]:
