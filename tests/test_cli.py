@@ -245,6 +245,25 @@ def test_eval_as_json_is_the_summary_of_the_dialogues_and_questions_asked_for(
     assert summary["overall"]["n"] == 1
 
 
+def test_an_evaluation_made_again_asks_the_model_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path, dialogues: Path, hashing: None, scripted: Callable[..., None]
+) -> None:
+    def scores(out: str, *flags: str) -> object:
+        succeed(capsys, "eval", "own", "--data", dialogues, "--out", folder / out, *flags)
+        return json.loads((folder / out / "results.json").read_text("utf-8"))["summary"]["overall"]["metrics"]
+
+    def silent(prompt: object) -> str:
+        raise AssertionError("the model was asked")
+
+    scripted(lambda prompt: "Relevant: 1\nAnswer: Max")
+    first = scores("run")
+    shared = scores("shared", "--cache", str(folder / "common.db"))
+    scripted(silent)
+    assert scores("run") == first
+    assert scores("other", "--cache", str(folder / "common.db")) == shared == first
+    assert not (folder / "other" / "completions.db").exists()
+
+
 def test_eval_of_a_sample_asks_the_same_questions_for_the_same_seed_in_their_order(
     capsys: pytest.CaptureFixture[str], folder: Path, dialogues: Path, hashing: None, scripted: Callable[..., None]
 ) -> None:

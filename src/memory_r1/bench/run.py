@@ -90,7 +90,8 @@ def predict(
 ) -> list[Prediction]:
     """Answer every question from its dialogue's bank, in order.
 
-    Latency is the wall time of a batch divided by its questions; `batch=1` gives what one user waits for.
+    Latency is the wall time of a batch divided by its questions, and what a completion took that comes from a cache;
+    `batch=1` gives what one user waits for.
 
     Raises:
         InputError: `batch` is below 1.
@@ -130,7 +131,7 @@ def _prediction(question: Question, answer: Answer, seconds: float) -> Predictio
         distilled=answer.distilled,
         context_tokens=answer.completion.prompt_tokens,
         model_calls=1 if answer.retrieved else 0,
-        latency_s=seconds,
+        latency_s=seconds + answer.completion.waited_s,
         failure=None if answer.text else "empty reply",
         reply=answer.completion.text,
         well_formed=answer.well_formed,

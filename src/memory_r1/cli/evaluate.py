@@ -43,6 +43,9 @@ class _Eval:
     """only measure evidence recall of the retrieval, which needs no language model"""
     out: Path | None = None
     """folder for results.json: every prediction, with config, versions and the data's hash"""
+    cache: Path | None = None
+    """file that keeps what the models wrote: an evaluation that was stopped, or is made again, asks only for the rest;
+    default: completions.db in --out"""
     limit: int | None = None
     """only the first questions"""
     sample: int | None = None
@@ -72,6 +75,7 @@ class _Eval:
         # made before the minutes of remembering, so that a wrong flag is refused at once
         policy = None if self.recall and self.extract != "llm" else self.model.policy("answer")
         settings = self.answer.settings(policy) if policy else None
+        policy = self._cached(policy) if policy else None
         with progress("remembering") as step:
             banks = self._remembered(dialogues, dataset.extractor(self.extract, policy), step)
         if self.recall or policy is None or settings is None:
@@ -99,7 +103,15 @@ class _Eval:
         if self.manager == "add-only":
             return remember_all(dialogues, extractor, progress=step)
         manager = manager_of(replace(self.model, adapter=self.manager_adapter).policy("manager"))
+        manager = replace(manager, policy=self._cached(manager.policy))
         return manage_all(dialogues, extractor, progress=step, manager=manager, file=self.bank)
+
+    def _cached(self, policy: Policy) -> Policy:
+        """The policy, with what it writes kept where these flags say."""
+        from memory_r1.policy import CachedPolicy
+
+        file = self.cache or (self.out / "completions.db" if self.out else None)
+        return CachedPolicy(policy, file) if file else policy
 
     def _recall(self, banks: dict[str, Bank], questions: list[Question], title: str) -> int:
         from memory_r1.bench.score import evidence_recall_at

@@ -40,7 +40,8 @@ class Completion:
     """What a policy wrote for one prompt.
 
     `tokens` and `logprobs` are the sampled ids and their natural-log probabilities at the sampling temperature, in
-    order, the terminating end-of-sequence token included; a policy that cannot see them leaves them empty.
+    order, the terminating end-of-sequence token included; a policy that cannot see them leaves them empty. `waited_s`
+    is, of a completion that a cache has kept, the seconds that it took when it was made.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Completion:
     completion_tokens: int = 0
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    waited_s: float = 0.0
 
 
 class Policy(Protocol):

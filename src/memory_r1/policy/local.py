@@ -84,7 +84,12 @@ class LocalPolicy:
         Raises:
             ModelError: no such model.
         """
-        return _locate(self.source, _dtype(self.precision, self._device or _best_device()))
+        return _locate(self.source, self.dtype)
+
+    @property
+    def dtype(self) -> str:
+        """The torch dtype of the weights, by name."""
+        return _dtype(self.precision, self._device or _best_device())
 
     @property
     def model(self) -> Any:
@@ -223,7 +228,7 @@ class LocalPolicy:
 
     def _load_once(self) -> None:
         device = self._device or _best_device()
-        model, self._tokenizer = _load_base(self.source, _dtype(self.precision, device))
+        model, self._tokenizer = _load_base(self.source, self.dtype)
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)
         self._model = model.to(device).eval()
