@@ -36,6 +36,14 @@ TEMPLATE = (
 )
 
 
+def real_data(name: str) -> Path:
+    """Where an official file lies; the test is skipped, and says so, where it is not found."""
+    root = Path(os.environ.get("MEMORY_R1_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (root / name).exists():
+        pytest.skip(f"no {name} in {root}: set MEMORY_R1_DATA to its folder")
+    return root / name
+
+
 class Naive(Protocol):
     """Log-probabilities of one completion, written out: (T,), with gradient."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from conftest import real_data
 from memory_r1.bench.locomo import NOT_MENTIONED, SPLITS, EvidenceRepair, load_locomo, split
 from memory_r1.errors import DialogueError, InputError
 from memory_r1.memory.extract import Fact
@@ -175,13 +175,11 @@ def test_an_unknown_split_lists_the_known_ones() -> None:
 
 
 def test_the_official_file_has_the_published_counts() -> None:
-    root = Path(os.environ.get("MEMORY_R1_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "locomo10.json").exists():
-        pytest.skip(f"no locomo10.json in {root}: set MEMORY_R1_DATA to its folder")
-    file = load_locomo(root / "locomo10.json", facts=True)
+    path = real_data("locomo10.json")
+    file = load_locomo(path, facts=True)
     assert {name: len(file.questions_of(split(name))) for name in SPLITS} == {"train": 152, "val": 81, "test": 1307}
     by_category = Counter(question.category for question in file.questions_of(split("test")))
     assert by_category == {"1": 239, "2": 258, "3": 83, "4": 727}
-    assert len(load_locomo(root / "locomo10.json", adversarial=True).questions) == 1986
+    assert len(load_locomo(path, adversarial=True).questions) == 1986
     assert [repair.given for repair in file.dropped] == ["D10:19", "D", "D4:36"]
     assert all(fact.turn_ids for facts in file.facts.values() for fact in facts)

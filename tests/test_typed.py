@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import date
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import real_data
 from memory_r1.bench.dates import Span, find_spans, is_date
 from memory_r1.bench.locomo import load_locomo
 from memory_r1.bench.metrics import AnswerType, answer_type, typed
@@ -186,8 +185,5 @@ def test_any_text_as_gold_is_graded_without_an_error(gold: str) -> None:
 
 
 def test_every_gold_of_locomo_scores_one_against_itself() -> None:
-    root = Path(os.environ.get("MEMORY_R1_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not (root / "locomo10.json").exists():
-        pytest.skip(f"no locomo10.json in {root}: set MEMORY_R1_DATA to its folder")
-    golds = {question.answer for question in load_locomo(root / "locomo10.json").questions}
+    golds = {question.answer for question in load_locomo(real_data("locomo10.json")).questions}
     assert [gold for gold in golds if typed(gold, gold) != 1.0] == []

@@ -82,7 +82,8 @@ class Question:
     """A question about a dialogue, with its gold answer.
 
     `evidence` holds the ids of the turns the answer rests on, where known; `category` is the data set's own label, and
-    `rules` says whether LoCoMo's scoring rules for its categories apply.
+    `rules` says whether LoCoMo's scoring rules for its categories apply. One that is not `answerable` asks for what was
+    never said; its gold answer says so.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Question:
     evidence: tuple[str, ...] = ()
     asked_at: datetime | None = None
     rules: Literal["plain", "locomo"] = "plain"
+    answerable: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ compared keep them.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from memory_r1.bench.records import field_of, json_list, object_of, read_bytes
 from memory_r1.dialogue import Dialogue, DialogueFile, Question, Session, Turn
 from memory_r1.errors import DialogueError, InputError
 from memory_r1.memory.extract import Fact
@@ -105,8 +105,9 @@ def load_locomo(path: Path | str, *, adversarial: bool = False, facts: bool = Fa
         DialogueError: the file is missing, not JSON, or breaks the schema; names the sample and the field.
     """
     path = Path(path)
-    content = _read(path)
-    samples = [_sample(record, f"{path}, sample {n}") for n, record in enumerate(_records(content, path), start=1)]
+    content = read_bytes(path, "the official locomo10.json")
+    records = json_list(content, path, "the official locomo10.json")
+    samples = [_sample(record, f"{path}, sample {n}") for n, record in enumerate(records, start=1)]
     questions = tuple(question for sample in samples for question in sample.questions(adversarial))
     return LocomoFile(
         dialogues=tuple(sample.dialogue for sample in samples),
@@ -117,29 +118,10 @@ def load_locomo(path: Path | str, *, adversarial: bool = False, facts: bool = Fa
     )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DialogueError(f"{path}: no such file, expected the official locomo10.json") from error
-    except OSError as error:
-        raise DialogueError(f"{path}: cannot be read: {error}") from error
-
-
-def _records(content: bytes, path: Path) -> list[Any]:
-    try:
-        records = json.loads(content)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise DialogueError(f"{path}: not JSON ({error}), expected the official locomo10.json") from error
-    if not isinstance(records, list) or not records:
-        raise DialogueError(f"{path}: got {type(records).__name__}, expected a JSON list of samples, at least one")
-    return records
-
-
 def _sample(record: object, where: str) -> _Sample:
-    fields = _object(record, where)
-    sample_id = _field(fields, "sample_id", str, where)
-    conversation = _field(fields, "conversation", dict, f"sample {sample_id!r}")
+    fields = object_of(record, where)
+    sample_id = field_of(fields, "sample_id", str, where)
+    conversation = field_of(fields, "conversation", dict, f"sample {sample_id!r}")
     return _Sample(fields, Dialogue(sample_id, _sessions(conversation, f"sample {sample_id!r}")))
 
 
@@ -153,11 +135,11 @@ class _Sample:
 
     def questions(self, adversarial: bool) -> list[Question]:
         """The questions in file order, category 5 only if asked for."""
-        records = _field(self.fields, "qa", list, f"sample {self.dialogue.id!r}")
+        records = field_of(self.fields, "qa", list, f"sample {self.dialogue.id!r}")
         read = []
         for number, record in enumerate(records, start=1):
             name = f"{self.dialogue.id}/q{number}"
-            category = str(_field(_object(record, name), "category", (int, str), name))
+            category = str(field_of(object_of(record, name), "category", (int, str), name))
             if adversarial or category != ADVERSARIAL:
                 read.append(self._question(record, category, name))
         return read
@@ -167,20 +149,21 @@ class _Sample:
             rules="locomo",
             id=name,
             dialogue_id=self.dialogue.id,
-            text=_field(fields, "question", str, name),
+            text=field_of(fields, "question", str, name),
             answer=_gold(fields, category, name),
             category=category,
-            evidence=self._turn_ids(_field(fields, "evidence", list, name), name),
+            answerable=category != ADVERSARIAL,
+            evidence=self._turn_ids(field_of(fields, "evidence", list, name), name),
         )
 
     def facts(self) -> tuple[Fact, ...]:
         """The observations, session by session."""
         where = f"sample {self.dialogue.id!r}"
-        observation = _field(self.fields, "observation", dict, where)
+        observation = field_of(self.fields, "observation", dict, where)
         return tuple(
             self._fact(pair, speaker, session, f"{self.dialogue.id}/{session.id}_observation/{speaker}")
             for session in self.dialogue.sessions
-            for speaker, pairs in _field(observation, f"{session.id}_observation", dict, where).items()
+            for speaker, pairs in field_of(observation, f"{session.id}_observation", dict, where).items()
             for pair in pairs
         )
 
@@ -213,17 +196,17 @@ def _sessions(conversation: Mapping[str, Any], where: str) -> tuple[Session, ...
 
 def _session(conversation: Mapping[str, Any], number: int, where: str) -> Session:
     name = f"session_{number}"
-    at = _time(_field(conversation, f"{name}_date_time", str, where), f"{where}: field '{name}_date_time'")
-    turns = _field(conversation, name, list, where)
+    at = _time(field_of(conversation, f"{name}_date_time", str, where), f"{where}: field '{name}_date_time'")
+    turns = field_of(conversation, name, list, where)
     return Session(name, at, tuple(_turn(turn, at, f"{where}, {name}, turn {n}") for n, turn in enumerate(turns, 1)))
 
 
 def _turn(record: object, at: datetime, where: str) -> Turn:
-    fields = _object(record, where)
-    text = _field(fields, "text", str, where)
+    fields = object_of(record, where)
+    text = field_of(fields, "text", str, where)
     if "blip_caption" in fields:
-        text = f"{text} [shares a photo: {_field(fields, 'blip_caption', str, where)}]".strip()
-    return Turn(_field(fields, "dia_id", str, where), _field(fields, "speaker", str, where), text, at)
+        text = f"{text} [shares a photo: {field_of(fields, 'blip_caption', str, where)}]".strip()
+    return Turn(field_of(fields, "dia_id", str, where), field_of(fields, "speaker", str, where), text, at)
 
 
 def _time(text: str, where: str) -> datetime:
@@ -236,21 +219,4 @@ def _time(text: str, where: str) -> datetime:
 def _gold(fields: Mapping[str, Any], category: str, where: str) -> str:
     if category == ADVERSARIAL and "answer" not in fields:
         return NOT_MENTIONED
-    return str(_field(fields, "answer", (str, int, float), where)).strip()
-
-
-def _object(record: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(record, dict):
-        raise DialogueError(f"{where}: got {type(record).__name__}, expected a JSON object")
-    return record
-
-
-def _field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A field's value, checked to be of this kind."""
-    if name not in fields:
-        raise DialogueError(f"{where}: field {name!r} is missing")
-    value = fields[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise DialogueError(f"{where}: field {name!r} is {value!r:.60}, expected {kinds}")
-    return value
+    return str(field_of(fields, "answer", (str, int, float), where)).strip()
