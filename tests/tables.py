@@ -7,6 +7,7 @@ probability, gives the exact expectation of what the update does. Left out: samp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -39,6 +40,9 @@ class Table:
         self.critic = SimpleNamespace(values=self.expected)
         self.version = 0
         self.world = World()
+
+    def sharing(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
         return self._score(self.logits, completions)

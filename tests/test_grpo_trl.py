@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -72,6 +73,9 @@ class Given:
             for i, length in enumerate(self.lengths)
         ]
         return [CreditedGroup((0,), rows[:3]), CreditedGroup((1,), rows[3:])]
+
+    def sharing(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
         return [self.new[one[0], : len(one)] for one in completions]

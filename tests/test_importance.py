@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -60,6 +61,9 @@ class Dial:
         self.rewards = torch.tensor([1.0, 0.2, -0.3, 0.6], dtype=torch.float64)
         self.others = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64)  # probabilities of another engine's
         self.world = World()
+
+    def sharing(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def logprobs(self, prompt: Sequence[int], completions: Sequence[Sequence[int]], temperature: float) -> list[Tensor]:
         chances = torch.log_softmax(self.logits, 0)
