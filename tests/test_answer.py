@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memory_r1.bank import Bank, Entry, HashingEmbedder, Operation
 from memory_r1.errors import InputError, ReplyError
 from memory_r1.memory import Answer, AnswerAgent, AnswerSettings
-from memory_r1.memory.answer import answer_prompt, answer_reply, parse_answer, retrieve
+from memory_r1.memory.answer import Query, answer_prompt, answer_reply, parse_answer, retrieve
 from memory_r1.memory.reply import one_line
 from memory_r1.policy import Completion, ScriptedPolicy
 
@@ -36,7 +36,7 @@ def read(reply: str, settings: AnswerSettings = DISTIL) -> Answer:
 
 
 def body(question: str, *entries: Entry, settings: AnswerSettings = DISTIL) -> str:
-    return answer_prompt(question, entries, settings)[-1]["content"]
+    return answer_prompt(Query(question), entries, settings)[-1]["content"]
 
 
 # What is shown
@@ -54,6 +54,21 @@ def test_entries_are_numbered_from_1_with_date_and_speaker_and_the_question_foll
         "Relevant: the numbers of the memories that hold the answer",
         "Answer: the answer in at most six words, with full dates",
     ]
+
+
+def test_the_time_of_a_question_is_shown_where_it_is_known() -> None:
+    asked = answer_prompt(Query("What did I buy last week?", datetime(2023, 5, 9, 12)), ENTRIES, DISTIL)
+    assert "Question on 9 May 2023: What did I buy last week?" in asked[-1]["content"]
+
+
+def test_each_question_is_answered_from_its_own_bank() -> None:
+    policy = ScriptedPolicy(lambda prompt: f"Relevant: 1\nAnswer: {prompt[-1]['content'].count('cat')}")
+    embedder = HashingEmbedder(64)
+    with Bank.open(":memory:", embedder=embedder) as one, Bank.open(":memory:", embedder=embedder) as other:
+        one.apply([Operation.add("a cat and a cat")])
+        other.apply([Operation.add("a cat")])
+        asked = [(one, Query("a pet?")), (other, Query("a pet?")), (one, Query("another pet?"))]
+        assert [answer.text for answer in AnswerAgent(policy).answer(asked)] == ["2", "1", "2"]
 
 
 def test_without_distillation_no_numbers_are_asked_for() -> None:
@@ -224,7 +239,7 @@ def test_settings_below_1_are_refused(name: str, value: int) -> None:
 def test_questions_are_answered_in_order_in_one_call(bank: Bank) -> None:
     policy = ScriptedPolicy(lambda prompt: f"Relevant: 1\nAnswer: {prompt[-1]['content'].count('dog')}")
     agent = AnswerAgent(policy, AnswerSettings(k=1, per_speaker=False))
-    first, second = agent.answer(bank, ["the dog is brown", "a red house"])
+    first, second = agent.answer([(bank, Query("the dog is brown")), (bank, Query("a red house"))])
     assert (first.text, second.text) == ("2", "0")
     assert [answer.retrieved[0].text for answer in (first, second)] == ["the dog is brown", "a red house"]
     assert len(policy.prompts) == 2
@@ -233,11 +248,11 @@ def test_questions_are_answered_in_order_in_one_call(bank: Bank) -> None:
 def test_an_empty_bank_answers_from_nothing_without_a_model() -> None:
     policy = ScriptedPolicy([])
     with Bank.open(":memory:", embedder=HashingEmbedder(64)) as bank:
-        assert AnswerAgent(policy).answer(bank, ["Who?", "What?"]) == [Answer(""), Answer("")]
+        assert AnswerAgent(policy).answer([(bank, Query("Who?")), (bank, Query("What?"))]) == [Answer(""), Answer("")]
     assert policy.prompts == []
 
 
 def test_when_the_model_fails_no_question_is_answered(bank: Bank) -> None:
     agent = AnswerAgent(ScriptedPolicy(["Relevant: 1\nAnswer: x"]))
     with pytest.raises(ReplyError):
-        agent.answer(bank, ["dog?", "house?"])
+        agent.answer([(bank, Query("dog?")), (bank, Query("house?"))])

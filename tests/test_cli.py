@@ -220,6 +220,18 @@ def test_ask_prints_the_answer_and_what_it_rests_on(
     }  # fmt: skip
 
 
+def test_ask_says_when_it_asks_where_that_is_given(
+    capsys: pytest.CaptureFixture[str], dialogues: Path, hashing: None, scripted: Callable[..., None]
+) -> None:
+    scripted(lambda prompt: "Relevant: 1\nAnswer: " + prompt[-1]["content"].split("Question")[1].splitlines()[0])
+    succeed(capsys, "remember", dialogues)
+    assert succeed(capsys, "ask", "Who?", "--at", "2023-05-09T12:00").startswith("on 9 May 2023: Who?")
+    assert succeed(capsys, "ask", "Who?").startswith(": Who?")
+    assert refuse(capsys, "ask", "Who?", "--at", "soon") == (
+        "the time is 'soon', expected ISO such as 2026-05-01 or 2026-05-01T12:00"
+    )
+
+
 # Eval
 
 

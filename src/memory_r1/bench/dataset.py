@@ -1,7 +1,8 @@
-"""One face for every file of dialogues and questions: LoCoMo's JSON and people's own JSONL."""
+"""One face for every file of dialogues and questions: LoCoMo, LongMemEval, MSC-Self-Instruct and people's own JSONL."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from memory_r1.bench.locomo import CATEGORY_NAMES, SPLITS, load_locomo
+from memory_r1.bench.longmemeval import TYPES, load_longmemeval
+from memory_r1.bench.msc import load_msc_questions
 from memory_r1.bench.run import ReadyFacts
 from memory_r1.dialogue import Dialogue, DialogueFile, Question, load_dialogues
 from memory_r1.errors import InputError
@@ -69,14 +72,52 @@ class Dataset:
 
 
 def load_dataset(path: Path | str, *, adversarial: bool = False) -> Dataset:
-    """Read LoCoMo's format (a .json file) or our own (any other); `adversarial` adds LoCoMo's category 5.
+    """Read a file of any known format, told by its name and how it begins.
+
+    A .json is LongMemEval's where its first record has a question_id, else LoCoMo's; anything else is MSC-Self-Instruct
+    where its first record has a self_instruct, else our own. A .gz is unpacked.
+
+    Args:
+        adversarial: also take LoCoMo's category 5.
 
     Raises:
         DialogueError: the file is missing or breaks its schema.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        locomo = load_locomo(path, adversarial=adversarial, facts=True)
-        return Dataset(path, locomo, locomo.sha256, locomo.facts, CATEGORY_NAMES, SPLITS)
+    begins = _beginning(path)
+    if path.name.endswith((".json", ".json.gz")):
+        return (
+            longmemeval_dataset(path) if b'"question_id"' in begins else locomo_dataset(path, adversarial=adversarial)
+        )
+    if b'"self_instruct"' in begins.split(b"\n")[0]:
+        return msc_dataset(path)
     file = load_dialogues(path)
     return Dataset(path, file, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def locomo_dataset(path: Path, *, adversarial: bool = False) -> Dataset:
+    """LoCoMo with Memory-R1's splits; raises DialogueError."""
+    file = load_locomo(path, adversarial=adversarial, facts=True)
+    return Dataset(path, file, file.sha256, file.facts, CATEGORY_NAMES, SPLITS)
+
+
+def longmemeval_dataset(path: Path) -> Dataset:
+    """LongMemEval, whose question types name the dialogues of a part; raises DialogueError."""
+    file = load_longmemeval(path)
+    parts = {kind: tuple(q.dialogue_id for q in file.questions if q.category == kind) for kind in TYPES}
+    return Dataset(path, file, file.sha256, splits=parts)
+
+
+def msc_dataset(path: Path) -> Dataset:
+    """MSC-Self-Instruct; raises DialogueError."""
+    file = load_msc_questions(path)
+    return Dataset(path, file, file.sha256)
+
+
+def _beginning(path: Path, size: int = 2**18) -> bytes:
+    """The first bytes of a file, unpacked; none where it cannot be read, which its loader will say better."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return file.read(size)
+    except (OSError, EOFError):
+        return b""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from memory_r1.bench.score import Prediction, Summary, score
 from memory_r1.dialogue import Dialogue, Question, Turn
 from memory_r1.errors import InputError, PromptError, ReplyError
 from memory_r1.memory import Extractor, Fact, Memory
-from memory_r1.memory.answer import Answer, AnswerSettings
+from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings, Query
 from memory_r1.memory.manage import MemoryManager
 from memory_r1.policy.base import Policy
 
@@ -99,25 +98,23 @@ def predict(
     """
     if batch < 1:
         raise InputError(f"batch is {batch}, expected at least 1")
-    predictions: list[Prediction] = []
-    for dialogue_id, group in groupby(questions, key=lambda question: question.dialogue_id):
-        asked, memory = list(group), Memory(banks[dialogue_id], policy, settings=settings)
-        for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            predictions += _predicted(memory, part)
-            if progress:
-                progress(len(predictions), len(questions))
+    agent, predictions = AnswerAgent(policy, settings), list[Prediction]()
+    for start in range(0, len(questions), batch):
+        predictions += _predicted(agent, banks, questions[start : start + batch])
+        if progress:
+            progress(len(predictions), len(questions))
     return predictions
 
 
-def _predicted(memory: Memory, questions: Sequence[Question]) -> list[Prediction]:
+def _predicted(agent: AnswerAgent, banks: Mapping[str, Bank], questions: Sequence[Question]) -> list[Prediction]:
     """One batch; when the policy cannot complete one of its prompts, each is asked alone and that one fails."""
     began = time.perf_counter()
+    asked = [(banks[question.dialogue_id], Query(question.text, question.asked_at)) for question in questions]
     try:
-        answers = memory.ask_all([question.text for question in questions])
+        answers = agent.answer(asked)
     except PromptError as error:
         if len(questions) > 1:
-            return [prediction for question in questions for prediction in _predicted(memory, [question])]
+            return [prediction for question in questions for prediction in _predicted(agent, banks, [question])]
         return [Prediction(questions[0], "", (), (), 0, 1, time.perf_counter() - began, str(error))]
     seconds = (time.perf_counter() - began) / len(questions)
     return [_prediction(question, answer, seconds) for question, answer in zip(questions, answers, strict=True)]

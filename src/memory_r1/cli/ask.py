@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from memory_r1.cli.flags import AnswerFlags, BankFlags, ModelFlags
+from memory_r1.cli.flags import AnswerFlags, BankFlags, ModelFlags, wall_clock
 from memory_r1.cli.show import print_json
 from memory_r1.errors import InputError
 
@@ -23,6 +23,8 @@ class Ask:
     where: Annotated[BankFlags, tyro.conf.arg(name="")] = field(default_factory=BankFlags)
     model: Annotated[ModelFlags, tyro.conf.arg(name="")] = field(default_factory=ModelFlags)
     answer: Annotated[AnswerFlags, tyro.conf.arg(name="")] = field(default_factory=AnswerFlags)
+    at: str | None = None
+    """when it is asked, as ISO, where that matters: "last week" counts from it"""
     json: bool = False
     """print answer, distilled and retrieved entries as JSON"""
 
@@ -31,12 +33,13 @@ class Ask:
         from memory_r1.memory import Memory
         from memory_r1.memory.dates import day
 
+        asked_at = wall_clock(self.at) if self.at else None
         with self.where.open(existing=True) as bank:
             if not bank.stats().live:
                 raise InputError(f"{self.where.bank}: scope {self.where.scope!r} has no entries: remember a file first")
             policy = self.model.policy("answer")
             memory = Memory(bank, policy, settings=self.answer.settings(policy))
-            answer = memory.ask(self.question)
+            answer = memory.ask(self.question, asked_at=asked_at)
         if self.json:
             ids = {"distilled": [e.id for e in answer.distilled], "retrieved": [e.id for e in answer.retrieved]}
             print_json({"answer": answer.text, "well_formed": answer.well_formed, **ids})

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from memory_r1.cli.edit import Add, Delete, Restore, Undo, Update, wall_clock
-from memory_r1.cli.flags import ScopeVerb
+from memory_r1.cli.edit import Add, Delete, Restore, Undo, Update
+from memory_r1.cli.flags import ScopeVerb, wall_clock
 from memory_r1.cli.show import print_json
 from memory_r1.cli.upkeep import DeleteScope, Export, Import, Reembed, Vacuum, Verify
 from memory_r1.errors import InputError

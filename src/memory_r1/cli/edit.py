@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from memory_r1.cli.flags import ScopeVerb
+from memory_r1.cli.flags import ScopeVerb, wall_clock
 from memory_r1.errors import InputError
 
 if TYPE_CHECKING:
@@ -121,14 +120,6 @@ class Restore(_Edit):
         with self.where.open(existing=True) as bank:
             _print_applied([bank.restore(self.id, self.version, decided_by=self.by)])
         return 0
-
-
-def wall_clock(iso: str) -> datetime:
-    """An ISO time as it was said; raises InputError."""
-    try:
-        return datetime.fromisoformat(iso)
-    except ValueError as error:
-        raise InputError(f"the time is {iso!r}, expected ISO such as 2026-05-01 or 2026-05-01T12:00") from error
 
 
 def _print_applied(applied: list[Applied]) -> None:

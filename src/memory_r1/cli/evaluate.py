@@ -1,4 +1,4 @@
-"""memory-r1 eval: score answers, or retrieval alone, on LoCoMo or on people's own data."""
+"""memory-r1 eval: score answers, or retrieval alone, on LoCoMo, LongMemEval, MSC or people's own data."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ class _Eval:
             claim_folder(self.out)
         dialogues, questions = dataset.select(part)
         questions = self._some(questions)
+        asked = {question.dialogue_id for question in questions}
+        dialogues = [dialogue for dialogue in dialogues if dialogue.id in asked]
         # made before the minutes of remembering, so that a wrong flag is refused at once
         policy = None if self.recall and self.extract != "llm" else self.model.policy("answer")
         settings = self.answer.settings(policy) if policy else None
@@ -171,10 +173,47 @@ class EvalLocomo(_Eval):
 
     def run(self) -> int:
         """0; prints a table by category."""
-        from memory_r1.bench.dataset import load_dataset
+        from memory_r1.bench.dataset import locomo_dataset
 
-        dataset = load_dataset(self.data or _default_data("locomo10.json"), adversarial=self.adversarial)
+        dataset = locomo_dataset(self.data or _default_data("locomo10.json"), adversarial=self.adversarial)
         return self._evaluate(dataset, self.split, f"LoCoMo {self.split}")
+
+
+@dataclass(frozen=True)
+class EvalLongMemEval(_Eval):
+    """Score on LongMemEval's official files, oracle or S: each question over a history of its own.
+
+    Example: memory-r1 eval longmemeval --data longmemeval_oracle.json --sample 150 --out runs/lme
+    """
+
+    data: Path | None = None
+    """the file, packed (.gz) or not; default: longmemeval_oracle.json in the folder named by MEMORY_R1_DATA"""
+    types: str = "all"
+    """all, or question types between commas, such as multi-session,knowledge-update"""
+
+    def run(self) -> int:
+        """0; prints a table by question type."""
+        from memory_r1.bench.dataset import longmemeval_dataset
+
+        dataset = longmemeval_dataset(self.data or _default_data("longmemeval_oracle.json"))
+        return self._evaluate(dataset, self.types, f"LongMemEval {self.types}")
+
+
+@dataclass(frozen=True)
+class EvalMsc(_Eval):
+    """Score on MSC-Self-Instruct: one question for each conversation of a few sessions.
+
+    Example: memory-r1 eval msc --data msc_self_instruct.jsonl --out runs/msc
+    """
+
+    data: Path | None = None
+    """the file, packed (.gz) or not; default: msc_self_instruct.jsonl in the folder named by MEMORY_R1_DATA"""
+
+    def run(self) -> int:
+        """0; prints a table."""
+        from memory_r1.bench.dataset import msc_dataset
+
+        return self._evaluate(msc_dataset(self.data or _default_data("msc_self_instruct.jsonl")), "all", "MSC")
 
 
 @dataclass(frozen=True)
@@ -198,13 +237,16 @@ class EvalOwn(_Eval):
 
 @dataclass(frozen=True)
 class Eval:
-    """Score answers on LoCoMo or on your own data.
+    """Score answers on LoCoMo, LongMemEval, MSC or your own data.
 
     Example: memory-r1 eval own --data mine.jsonl
     """
 
     bench: tyro.conf.OmitSubcommandPrefixes[
-        Annotated[EvalLocomo, tyro.conf.subcommand("locomo")] | Annotated[EvalOwn, tyro.conf.subcommand("own")]
+        Annotated[EvalLocomo, tyro.conf.subcommand("locomo")]
+        | Annotated[EvalLongMemEval, tyro.conf.subcommand("longmemeval")]
+        | Annotated[EvalMsc, tyro.conf.subcommand("msc")]
+        | Annotated[EvalOwn, tyro.conf.subcommand("own")]
     ]
 
     def run(self) -> int:

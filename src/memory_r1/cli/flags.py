@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -134,3 +135,11 @@ class AnswerFlags:
 
         given = {name: value for name, value in vars(self).items() if value is not None}
         return replace(default_settings(policy), **given)
+
+
+def wall_clock(iso: str) -> datetime:
+    """An ISO time as it was said; raises InputError."""
+    try:
+        return datetime.fromisoformat(iso)
+    except ValueError as error:
+        raise InputError(f"the time is {iso!r}, expected ISO such as 2026-05-01 or 2026-05-01T12:00") from error

@@ -1,6 +1,6 @@
 """The agents: extract facts, manage the bank, answer from it; `Memory` joins them."""
 
-from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
+from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings, Query
 from memory_r1.memory.engine import Failure, Memory, RememberReport
 from memory_r1.memory.extract import Extractor, Fact, LLMExtractor, TurnExtractor
 from memory_r1.memory.manage import AddOnlyManager, Decision, LLMManager, MemoryManager
@@ -18,6 +18,7 @@ __all__ = [
     "LLMManager",
     "Memory",
     "MemoryManager",
+    "Query",
     "RememberReport",
     "TurnExtractor",
 ]

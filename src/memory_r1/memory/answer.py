@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import chain, groupby
 
 from memory_r1.bank import Bank, Entry
@@ -61,26 +62,32 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Query:
+    """What is asked; `asked_at` is shown where it is known, since "last week" counts from it."""
+
+    text: str
+    asked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class AnswerAgent:
     """Answers questions from a bank with one generation of `policy` each."""
 
     policy: Policy
     settings: AnswerSettings = AnswerSettings()
 
-    def answer(self, bank: Bank, questions: Sequence[str]) -> list[Answer]:
-        """Answer each question from the bank's live entries; an empty bank answers from nothing, without a model.
+    def answer(self, pairs: Sequence[tuple[Bank, Query]]) -> list[Answer]:
+        """Answer each query from its bank's live entries, all in one batch.
+
+        An empty bank answers from nothing, without a model.
 
         Raises:
-            PolicyError: the model failed; no question is answered.
+            PolicyError: the model failed; no query is answered.
         """
-        return self.answer_from([(bank, question) for question in questions])
-
-    def answer_from(self, pairs: Sequence[tuple[Bank, str]]) -> list[Answer]:
-        """Answer each question from its own bank, all in one batch; else as `answer`."""
         retrieved = [
             entries
             for bank, group in groupby(pairs, key=lambda pair: pair[0])
-            for entries in retrieve_each(bank, [question for _, question in group], self.settings)
+            for entries in retrieve_each(bank, [query.text for _, query in group], self.settings)
         ]
         asked = [i for i, entries in enumerate(retrieved) if entries]
         prompts = [answer_prompt(pairs[i][1], retrieved[i], self.settings) for i in asked]
@@ -117,11 +124,12 @@ _ASK_PLAIN = """Reply in one line.
 Answer: the answer in at most six words, with full dates"""
 
 
-def answer_prompt(question: str, entries: Sequence[Entry], settings: AnswerSettings) -> list[Message]:
+def answer_prompt(query: Query, entries: Sequence[Entry], settings: AnswerSettings) -> list[Message]:
     """The messages that ask for an answer; entries are numbered from 1 in the order given."""
     lines = [f"{number}. {_entry_line(entry)}" for number, entry in enumerate(entries, start=1)]
     ask = _ASK if settings.distill else _ASK_PLAIN
-    body = "Memories:\n" + "\n".join(lines) + f"\n\nQuestion: {one_line(question)}\n{ask}"
+    asked = f"Question on {day(query.asked_at)}" if query.asked_at else "Question"
+    body = "Memories:\n" + "\n".join(lines) + f"\n\n{asked}: {one_line(query.text)}\n{ask}"
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": body}]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 
 from memory_r1.bank import Applied, Bank, OperationKind, StoredTurn
@@ -22,7 +23,7 @@ from memory_r1.errors import (
     ReplyError,
     UnknownEntryError,
 )
-from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings
+from memory_r1.memory.answer import Answer, AnswerAgent, AnswerSettings, Query
 from memory_r1.memory.card import default_settings
 from memory_r1.memory.extract import Extractor, TurnExtractor
 from memory_r1.memory.manage import AddOnlyManager, MemoryManager
@@ -117,8 +118,11 @@ class Memory:
                 progress(report.turns + sum(len(f.turn_ids) for f in report.failures), len(pending))
         return report
 
-    def ask(self, question: str) -> Answer:
+    def ask(self, question: str, *, asked_at: datetime | None = None) -> Answer:
         """Answer from the bank; an empty bank gives an empty answer.
+
+        Args:
+            asked_at: the time from which the question's "last week" counts, if that matters.
 
         Raises:
             InputError: the question is empty, or this memory was made without a policy.
@@ -126,13 +130,13 @@ class Memory:
         """
         if not question.strip():
             raise InputError("the question is empty, expected some text")
-        return self.ask_all([question])[0]
+        return self.ask_all([Query(question, asked_at)])[0]
 
-    def ask_all(self, questions: Sequence[str]) -> list[Answer]:
+    def ask_all(self, queries: Sequence[Query]) -> list[Answer]:
         """Answer several questions, in one batch where the policy can; raises as `ask` does."""
         if self._answerer is None:
             raise InputError("this memory has no policy to answer with: make it with Memory(bank, policy=...)")
-        return self._answerer.answer(self.bank, questions)
+        return self._answerer.answer([(self.bank, query) for query in queries])
 
     def _settle(self, turns: Sequence[Turn], report: RememberReport) -> None:
         """Read, decide, write; when another writer was faster, look again at what is left to decide."""

@@ -13,7 +13,7 @@ from memory_r1.bank import Bank, Entry
 from memory_r1.bench import metrics
 from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Question
-from memory_r1.memory.answer import Answer, AnswerSettings, answer_prompt, answer_reply, parse_answer, retrieve
+from memory_r1.memory.answer import Answer, AnswerSettings, Query, answer_prompt, answer_reply, parse_answer, retrieve
 from memory_r1.policy.base import Completion, Prompt
 from memory_r1.rl.tasks.reward import Earn, earned
 from memory_r1.rl.types import Demonstration, Reward
@@ -38,7 +38,7 @@ class AnswerEpisode:
 
     @property
     def prompt(self) -> Prompt:
-        return answer_prompt(self.question.text, self.entries, self.settings)
+        return answer_prompt(Query(self.question.text, self.question.asked_at), self.entries, self.settings)
 
     def reward(self, completion: Completion) -> Reward:
         """What the parsed answer earns, less `format_coef` when the reply left the format; see `score_answers`."""
@@ -62,7 +62,7 @@ class AnswerEpisode:
             shuffle.shuffle(entries)
         evidence = set(self.question.evidence)
         numbers = [n for n, entry in enumerate(entries, start=1) if evidence.intersection(entry.turn_ids)]
-        prompt = answer_prompt(self.question.text, entries, self.settings)
+        prompt = answer_prompt(Query(self.question.text, self.question.asked_at), entries, self.settings)
         return Demonstration(self.id, prompt, answer_reply(numbers, self.question.answer, self.settings))
 
     @property

@@ -22,7 +22,7 @@ from memory_r1.bench import metrics
 from memory_r1.bench.judge import Answered
 from memory_r1.dialogue import Dialogue, Question, Turn
 from memory_r1.errors import BankError, InputError, ReplyError
-from memory_r1.memory.answer import AnswerAgent
+from memory_r1.memory.answer import AnswerAgent, Query
 from memory_r1.memory.extract import Extractor, Fact
 from memory_r1.memory.manage import (
     AddOnlyManager,
@@ -170,7 +170,7 @@ def judge(pairs: Sequence[tuple[ManagerEpisode, Completion]]) -> list[Reward]:
     if asked:
         outcome = next(iter(asked.values()))[0].outcome
         questions = [(bank, question) for one, _, bank in asked.values() for question in one.questions]
-        answers = outcome.answerer.answer_from([(bank, question.text) for bank, question in questions])
+        answers = outcome.answerer.answer([(bank, Query(one.text, one.asked_at)) for bank, one in questions])
         answered = [
             Answered(question.text, answer.text, question.answer)
             for (_, question), answer in zip(questions, answers, strict=True)
