@@ -54,9 +54,7 @@ class Beginning:
         self._config = model.config
         cache = self._new_cache()
         ids = torch.tensor([self.tokens], device=model.device)
-        model.get_decoder()(
-            input_ids=ids, past_key_values=cache, use_cache=True
-        )  # the head has nothing to predict here
+        model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True)  # without the head
         self._made = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         self._leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in self._made]
 
@@ -71,11 +69,10 @@ class Beginning:
         """Take the gradients that were gathered back to the weights; once, after the last prompt's own pass."""
         import torch
 
-        pairs = [
-            (made, leaf.grad) for made, leaf in zip(self._made, self._leaves, strict=True) if leaf.grad is not None
-        ]
-        if pairs:
-            torch.autograd.backward([made for made, _ in pairs], [grad for _, grad in pairs])
+        reached = [(made, leaf.grad) for made, leaf in zip(self._made, self._leaves, strict=True)]
+        reached = [(made, gradient) for made, gradient in reached if gradient is not None]
+        if reached:
+            torch.autograd.backward([made for made, _ in reached], [gradient for _, gradient in reached])
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache
