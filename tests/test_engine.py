@@ -195,7 +195,7 @@ def test_a_prompt_that_cannot_be_completed_fails_its_turn_and_no_other(bank: Ban
 def test_operations_name_the_policy_that_decided_them(bank: Bank) -> None:
     policy = ScriptedPolicy([add_reply("Ann likes tea")], name="small")
     Memory(bank, manager=LLMManager(policy)).remember(dialogue(["I like tea"]))
-    assert bank.entries()[0].decided_by == "small/manager-2"
+    assert bank.entries()[0].decided_by == "small/manager-3"
 
 
 # Failing

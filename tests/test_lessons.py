@@ -21,6 +21,7 @@ from memory_r1.rl.settings import TrainSettings
 from memory_r1.rl.tasks.lessons import GoldManager, Lessons, LessonSettings, fewer_noops, lessons
 from memory_r1.rl.tasks.reward import each, em
 from memory_r1.rl.tasks.task import Task, manager_task
+from memory_r1.rl.types import Demonstration
 
 ADD, UPDATE, DELETE, NOOP = OperationKind
 ONE, TWO = "Ann has a dog, Buddy.", "Ann has two dogs, Buddy and Scout."
@@ -113,15 +114,42 @@ def test_replaying_the_replies_themselves_leaves_the_same_bank_where_nothing_was
     assert [entry.text for entry in replayed.entries()] == [entry.text for entry in gold.entries()]
 
 
-def test_own_words_are_kept_by_a_turns_only_add_and_still_found_by_the_gold_text_they_stand_for() -> None:
-    made = lessons(said(TALK), TurnExtractor(), own_words=True, embedder=HashingEmbedder(64))
-    first, _, third, last = (lesson.reply for lesson in made.demonstrations)
-    assert first == manager_reply([(1, ADD, None, None)])
-    assert third == manager_reply([(1, UPDATE, 0, TWO), (1, ADD, None, None)])
-    assert "0. [1 May 2024] Ann: I have a dog, Buddy" in made.demonstrations[2].prompt[-1]["content"]
-    numbered = next(line for line in made.demonstrations[3].prompt[-1]["content"].splitlines() if line.endswith(TWO))
-    assert last == manager_reply([(1, DELETE, int(numbered.split(".")[0]), None)])
-    assert (made.found, made.missed) == (2, 0)
+OWN: tuple[tuple[str, tuple[GoldOperation, ...] | None], ...] = (
+    TALK[0],
+    ("I got a second dog, Scout", (GoldOperation("UPDATE", TWO, ONE),)),
+    ("A third one, Rex, and I love them", (GoldOperation("UPDATE", "three dogs", TWO), GoldOperation("ADD", "love"))),
+    ("The dogs live with Bob now", (GoldOperation("DELETE", old="three dogs"),)),
+)
+
+
+def own_words(talk: Sequence[tuple[str, tuple[GoldOperation, ...] | None]], k: int = 5) -> Lessons:
+    return lessons(said(talk), TurnExtractor(), k=k, own_words=True, embedder=HashingEmbedder(64))
+
+
+def memories(lesson: Demonstration) -> list[str]:
+    return lesson.prompt[-1]["content"].split("\n\n")[0].splitlines()[1:]
+
+
+def test_an_operation_alone_about_a_turn_keeps_its_words_and_is_found_by_the_gold_text_it_stands_for() -> None:
+    made = own_words(OWN)
+    first, second, third, last = made.demonstrations
+    assert first.reply == manager_reply([(1, ADD, None, None)])
+    assert memories(second) == ["0. [1 May 2024] Ann: I have a dog, Buddy"]
+    assert second.reply == manager_reply([(1, UPDATE, 0, None)])
+    assert memories(third) == [
+        "0. [1 May 2024] Ann: I got a second dog, Scout (before, 1 May 2024: I have a dog, Buddy)"
+    ]
+    assert third.reply == manager_reply([(1, UPDATE, 0, "three dogs"), (1, ADD, None, "love")])
+    number = next(line.split(".")[0] for line in memories(last) if line.endswith("three dogs"))
+    assert last.reply == manager_reply([(1, DELETE, int(number), None)])
+    assert (made.found, made.missed) == (3, 0)
+
+
+def test_an_update_whose_entry_is_not_shown_adds_the_turns_own_words() -> None:
+    crowd = [(f"I got a second dog, Scout number {n}", (GoldOperation("ADD", f"gold {n}"),)) for n in range(3)]
+    made = own_words([TALK[0], *crowd, OWN[1]], k=1)
+    assert made.missed == 1
+    assert made.demonstrations[-1].reply == manager_reply([(1, ADD, None, None)])
 
 
 def test_of_two_adds_about_one_turn_neither_keeps_its_words() -> None:

@@ -179,6 +179,37 @@ def test_an_add_without_a_text_keeps_the_facts_own_words(bank: Bank, related: li
     assert [operation.text for operation in operations] == [DOG.text, "Ann drinks tea"]
 
 
+def test_an_update_without_a_text_puts_the_facts_words_before_the_memorys(bank: Bank, related: list[Entry]) -> None:
+    decision = decided(related, item(1, "UPDATE", 0), item(2, "UPDATE", 1))
+    assert [one.text for one in decision.operations] == [
+        "Ann has a dog (before, 8 May 2023: Ann has a cat)",
+        "Bob likes tea (before: Bob likes cocoa)",
+    ]
+    assert [applied.kind for applied in bank.apply(decision.operations, decided_by="small")] == ["UPDATE", "UPDATE"]
+    assert bank.get("e1").said_at == TUESDAY
+
+
+def test_the_words_of_another_speaker_are_said_to_be_theirs(related: list[Entry]) -> None:
+    assert decided(related, item(2, "UPDATE", 0)).operations[0].text == (
+        "Bob likes tea (before, 8 May 2023, Ann: Ann has a cat)"
+    )
+
+
+def test_two_facts_that_change_one_memory_are_both_kept(bank: Bank, related: list[Entry]) -> None:
+    decision = decided(related, item(1, "UPDATE", 0), item(2, "UPDATE", 0))
+    bank.apply(decision.operations, decided_by="small")
+    assert bank.get("e1").text == (
+        "Bob likes tea (before, 9 May 2023, Ann: Ann has a dog (before, 8 May 2023: Ann has a cat))"
+    )
+
+
+def test_a_memory_that_would_grow_without_end_is_left_and_the_fact_added(bank: Bank) -> None:
+    bank.apply([Operation.add("long " * 158)])
+    [entry] = bank.entries()
+    [first, _] = decided([entry], item(1, "UPDATE", 0)).operations
+    assert (first.kind, first.text) == ("ADD", "Ann has a dog")
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -189,7 +220,7 @@ def test_an_add_without_a_text_keeps_the_facts_own_words(bank: Bank, related: li
         reply({"fact": 1}),
         reply(item(1, "add", None, "x")),
         reply(item(1, "MERGE", 0, "x")),
-        reply(item(1, "UPDATE", 0)),
+        reply(item(1, "UPDATE", 0, "")),
         reply(item(1, "ADD", None, "  ")),
         reply(item(1, "UPDATE", 0, 5)),
         reply(item(1, "ADD", None, "half an emoji \ud83d")),
@@ -225,7 +256,7 @@ def test_no_facts_need_no_policy(bank: Bank) -> None:
 
 
 def test_a_manager_is_named_by_its_policy_and_its_format() -> None:
-    assert LLMManager(ScriptedPolicy([], name="small@host")).name == "small@host/manager-2"
+    assert LLMManager(ScriptedPolicy([], name="small@host")).name == "small@host/manager-3"
     assert AddOnlyManager().name == "add-only"
 
 
@@ -245,7 +276,7 @@ def test_the_managers_card_comes_back_and_is_refused_by_the_other_agent(tmp_path
     settings = ManagerSettings(k=3, max_tokens=99)
     write_card(tmp_path, "base", settings)
     assert read_card(tmp_path, ManagerSettings, "base") == settings
-    with pytest.raises(ModelError, match="made for the manager agent with manager-2, expected answer"):
+    with pytest.raises(ModelError, match="made for the manager agent with manager-3, expected answer"):
         read_card(tmp_path, AnswerSettings)
     with pytest.raises(ModelError, match="trained on base, got other"):
         read_card(tmp_path, ManagerSettings, "other")

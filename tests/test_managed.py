@@ -100,5 +100,5 @@ def test_a_model_that_fails_midway_leaves_a_file_to_go_on_from(tmp_path: Path) -
 def test_the_banks_of_another_manager_are_refused(tmp_path: Path) -> None:
     file, said = tmp_path / "banks.db", dialogue("d", *LONG)
     made(said, file=file)
-    with pytest.raises(InputError, match=r"made by scripted/manager-2, got other/manager-2"):
+    with pytest.raises(InputError, match=r"made by scripted/manager-3, got other/manager-3"):
         manage_all([said], lambda _: TurnExtractor(), HashingEmbedder(64), manager=manager("other"), file=file)

@@ -14,7 +14,14 @@ from memory_r1.bank import Bank, Embedder, Entry, Operation, OperationKind
 from memory_r1.dialogue import Dialogue, GoldOperation
 from memory_r1.errors import InputError
 from memory_r1.memory.extract import Extractor, Fact
-from memory_r1.memory.manage import AddOnlyManager, Decision, manager_prompt, manager_reply, related_entries
+from memory_r1.memory.manage import (
+    AddOnlyManager,
+    Decision,
+    joined,
+    manager_prompt,
+    manager_reply,
+    related_entries,
+)
 from memory_r1.rl.types import Demonstration
 
 
@@ -22,7 +29,8 @@ from memory_r1.rl.types import Demonstration
 class LessonSettings:
     """What a manager's warm start makes of gold operations.
 
-    own_words  a turn's one ADD keeps the turn's words, which takes no copying, in place of the gold text
+    own_words  where there is one operation about a turn, it keeps the turn's words in place of the gold text: a small
+               model need not write, and cannot make things up
     noops      at most so many lessons that change nothing for each that does: dialogues are mostly small talk, and a
                policy that imitates that share learns to forget; 0 leaves them all out
     """
@@ -52,7 +60,7 @@ class Lessons:
 class GoldManager:
     """Decides what a dialogue's gold operations say; adds the facts of a turn that has none written down.
 
-    own_words  the only ADD about a turn keeps the fact's words
+    own_words  an ADD or UPDATE that is alone about a turn keeps the fact's words
     """
 
     operations: Mapping[str, tuple[GoldOperation, ...]]
@@ -76,30 +84,21 @@ class GoldManager:
             return AddOnlyManager().decide(facts, bank)
         fact, entries = facts[0], self._by_gold_text(bank)
         turn_id = fact.turn_ids[0]
-        operations = tuple(
-            Operation.add(fact.text, speaker=fact.speaker, said_at=fact.said_at, turn_ids=fact.turn_ids)
-            if self._kept(turn_id, one)
-            else _operation(one, fact, entries.get(one.old or ""))
-            for one in self.operations[turn_id]
-        )
+        kept = self._keeps_words(turn_id)
+        gold = self.operations[turn_id]
+        operations = tuple(_operation(one, fact, entries.get(one.old or ""), kept) for one in gold)
         return Decision(operations or (Operation.noop(turn_ids=fact.turn_ids),))
 
-    def _kept(self, turn_id: str, operation: GoldOperation) -> bool:
-        """Whether an operation keeps the turn's words; of several ADDs none could be told from the others by them."""
-        adds = [one for one in self.operations[turn_id] if one.op == "ADD"]
-        return self.own_words and adds == [operation]
+    def _keeps_words(self, turn_id: str) -> bool:
+        """Whether the operation about a turn keeps its words; of several none could be told from the others by them."""
+        return self.own_words and len(self.operations[turn_id]) == 1
 
     def _by_gold_text(self, bank: Bank) -> dict[str, Entry]:
-        """The entries by the gold texts they stand for: their own, or that of the turn whose words they keep."""
+        """The entries by the gold texts they stand for: their own, or that of the last turn whose words they keep."""
         entries = bank.entries()
-        kept = {
-            (turn_id,): one.text
-            for turn_id, gold in self.operations.items()
-            for one in gold
-            if one.text and self._kept(turn_id, one)
-        }
-        spoken = {kept[entry.turn_ids]: entry for entry in entries if entry.turn_ids in kept}
-        return {**spoken, **{entry.text: entry for entry in entries}}
+        kept = {turn_id: gold[0].text for turn_id, gold in self.operations.items() if self._keeps_words(turn_id)}
+        spoken = {kept.get(entry.turn_ids[-1]): entry for entry in entries if entry.turn_ids}
+        return {**{text: entry for text, entry in spoken.items() if text}, **{entry.text: entry for entry in entries}}
 
 
 def lessons(
@@ -129,7 +128,7 @@ def lessons(
         decision = manager.decide(facts, bank)
         if manager.knows(facts):
             related = related_entries(bank, facts, k)
-            reply = manager_reply(_items(decision.operations, facts[0], related))
+            reply = manager_reply(_items(decision.operations, facts[0], related, bank))
             shown.append(Demonstration(f"{dialogue.id}/{turn.id}", manager_prompt(facts, related), reply))
             targets = {operation.entry_id for operation in decision.operations} - {None}
             changes += len(targets)
@@ -149,24 +148,27 @@ def fewer_noops(shown: Sequence[Demonstration], noops: float, seed: int) -> list
 _NOOP = manager_reply([(1, OperationKind.NOOP, None, None)])
 
 
-def _operation(gold: GoldOperation, fact: Fact, entry: Entry | None) -> Operation:
+def _operation(gold: GoldOperation, fact: Fact, entry: Entry | None, own_words: bool) -> Operation:
     if gold.text is None:
         return Operation.delete(entry.id, turn_ids=fact.turn_ids) if entry else Operation.noop(turn_ids=fact.turn_ids)
     if entry is None:
-        return Operation.add(gold.text, speaker=fact.speaker, said_at=fact.said_at, turn_ids=fact.turn_ids)
+        text = fact.text if own_words else gold.text
+        return Operation.add(text, speaker=fact.speaker, said_at=fact.said_at, turn_ids=fact.turn_ids)
+    if own_words:
+        return joined(entry, fact)
     return Operation.update(entry.id, gold.text, said_at=fact.said_at, turn_ids=fact.turn_ids)
 
 
 def _items(
-    operations: Iterable[Operation], fact: Fact, related: Sequence[Entry]
+    operations: Iterable[Operation], fact: Fact, related: Sequence[Entry], bank: Bank
 ) -> list[tuple[int, OperationKind, int | None, str | None]]:
-    """The operations as a reply about fact 1 that sees only the related entries."""
+    """The operations as a reply about fact 1 that sees only the related entries; own words are a null text."""
     numbers = {entry.id: number for number, entry in enumerate(related)}
     items: list[tuple[int, OperationKind, int | None, str | None]] = []
     for operation in operations:
         number = numbers.get(operation.entry_id or "")
         blind = operation.entry_id is not None and number is None
         kind = operation.kind if not blind else OperationKind.ADD if operation.text else OperationKind.NOOP
-        own = kind is OperationKind.ADD and operation.text == fact.text
-        items.append((1, kind, number, None if own else operation.text))
+        own = joined(bank.get(operation.entry_id), fact).text if operation.entry_id else fact.text
+        items.append((1, kind, number, None if operation.text == own else operation.text))
     return items
