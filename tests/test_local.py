@@ -13,6 +13,7 @@ from conftest import Naive
 from memory_r1.errors import ModelError, PromptError
 from memory_r1.policy.base import Prompt, Sampling
 from memory_r1.policy.local import LocalPolicy
+from memory_r1.rl.model.learner import Learner, LearnerSettings
 
 
 def ask(text: str) -> Prompt:
@@ -163,6 +164,38 @@ def test_an_adapter_changes_the_policy_and_its_name(tiny_folder: Path, tmp_path:
     assert base.name == adapted.base_name == "tiny"
     assert adapted.name.startswith("tiny+mine-")
     assert len(adapted.name) == len("tiny+mine-") + 8
+
+
+def test_a_policy_beside_another_has_its_own_adapter_on_the_same_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    save_adapter(tiny_folder, tmp_path / "mine")
+    base = LocalPolicy(tiny_folder, device="cpu")
+    beside, bare = base.beside(tmp_path / "mine"), base.beside(None)
+    alone = LocalPolicy(tiny_folder, adapter=tmp_path / "mine", device="cpu")
+    assert beside.name == alone.name
+    shared = {weight.data_ptr() for weight in base.model.parameters()}
+    own = [weight for weight in beside.model.parameters() if weight.data_ptr() not in shared]
+    assert 0 < sum(weight.numel() for weight in own) < sum(weight.numel() for weight in base.model.parameters()) / 2
+    ids = torch.tensor([[5, 9, 40, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(beside.model(ids).logits, alone.model(ids).logits, atol=1e-5, rtol=0)
+        assert bare.model(ids).logits.equal(base.model(ids).logits)
+        assert not beside.model(ids).logits.allclose(base.model(ids).logits)
+
+
+def test_training_an_adapter_leaves_the_policy_beside_it_as_it_was(tiny_folder: Path, tmp_path: Path) -> None:
+    save_adapter(tiny_folder, tmp_path / "mine")
+    base = LocalPolicy(tiny_folder, device="cpu")
+    beside = base.beside(tmp_path / "mine")
+    ids = torch.tensor([[5, 9, 40, 7]])
+    with torch.no_grad():
+        before = beside.model(ids).logits
+    learner = Learner(base, LearnerSettings(lora_rank=4, precision="float32"))
+    for _ in range(3):
+        (-learner.logprobs([5, 9], [[3, 1], [4]])[0].mean()).backward()  # type: ignore[no-untyped-call]
+        assert learner.step(1e-2) > 0
+    with torch.no_grad():
+        assert beside.model(ids).logits.equal(before)
+        assert not base.model(ids).logits.allclose(before)
 
 
 def test_an_adapter_of_another_base_is_a_model_error(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from memory_r1.bank import HashingEmbedder, OperationKind
 from memory_r1.bench.dataset import Dataset, load_dataset
+from memory_r1.cli.train import Train
 from memory_r1.errors import InputError, ModelError, TrainingError
 from memory_r1.memory.answer import AnswerSettings
 from memory_r1.memory.card import manager_of, read_card
@@ -343,3 +344,19 @@ def test_a_card_of_another_kind_is_a_model_error_naming_the_adapter(tmp_path: Pa
 def test_an_adapter_without_a_card_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no readable memory_r1\.json"):
         read_card(tmp_path, AnswerSettings)
+
+
+@pytest.mark.parametrize(
+    ("native", "rank", "shares"), [(False, 4, True), (True, 4, False), (False, 0, False)], ids=["same", "other", "full"]
+)
+def test_the_frozen_agent_stands_on_the_trained_models_weights_where_these_stay_and_suit_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, rank: int, shares: bool
+) -> None:
+    monkeypatch.setattr("memory_r1.policy.local.computes_bfloat16", lambda device: native)
+    settings = TrainSettings(learner=LearnerSettings(lora_rank=rank))
+    command = Train("manager", tmp_path / "data.jsonl", tmp_path / "run", settings, model=str(tiny_folder))
+    policy = LocalPolicy(tiny_folder, device="cpu", precision="float32")
+    answerer = command._others(policy).answerer
+    assert isinstance(answerer, LocalPolicy)
+    weights = {weight.data_ptr() for weight in policy.model.parameters()}
+    assert ({weight.data_ptr() for weight in answerer.model.parameters()} == weights) == shares

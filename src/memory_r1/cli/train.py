@@ -20,8 +20,7 @@ from memory_r1.rl.settings import Others, TrainSettings
 if TYPE_CHECKING:
     from memory_r1.bench.dataset import Dataset
     from memory_r1.bench.judge import Judge
-    from memory_r1.memory import LLMManager
-    from memory_r1.policy import Policy
+    from memory_r1.policy import LocalPolicy, Policy
     from memory_r1.rl.estimate import Estimate
 
 
@@ -72,6 +71,7 @@ class Train:
     def run(self) -> int:
         """0; prints where the adapter lies and how to use it."""
         from memory_r1.bench.dataset import load_dataset
+        from memory_r1.policy import LocalPolicy
 
         if self.weights == "bfloat16" and not self.settings.learner.lora_rank:
             raise InputError("--weights bfloat16 is for frozen weights: full training (lora_rank 0) needs float32")
@@ -80,22 +80,25 @@ class Train:
         if self.agent == "manager" and self.manager_adapter is not None:
             raise InputError("--manager-adapter is for training the answer agent: leave it out")
         world, dataset = join(), load_dataset(self.data)
-        others = self._others(world.device)
-        work = self._estimated if self.dry_run else self._trained
-        found, said = work(dataset, world, others)
+        policy = LocalPolicy(self.model, device=world.device, precision=self.weights)
+        others = self._others(policy)
+        if self.dry_run:
+            found, said = self._estimated(policy, dataset, others)
+        else:
+            found, said = self._trained(policy, dataset, world, others)
         world.leave()
         if world.main:
             print_json(found) if self.json else print(said)
         return 0
 
-    def _trained(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, str], str]:
+    def _trained(
+        self, policy: LocalPolicy, dataset: Dataset, world: World, others: Others
+    ) -> tuple[Mapping[str, str], str]:
         """Train; returns what to say, for machines and for people."""
-        from memory_r1.policy import LocalPolicy
         from memory_r1.rl import train
         from memory_r1.rl.report.page import PAGE
 
         run = train.train_answer_agent if self.agent == "answer" else train.train_memory_manager
-        policy = LocalPolicy(self.model, device=world.device, precision=self.weights)
         with progress("training") if world.main else nullcontext() as step:
             report = reporter(step) if step else None
             adapter = run(policy, dataset, self.settings, self.out, others=others, report=report, note=note)
@@ -106,32 +109,28 @@ class Train:
         said = f"trained: {adapter}\nreport: {page}\nuse it: memory-r1 {verb} {use}"
         return {"adapter": str(adapter), "report": str(page)}, said
 
-    def _estimated(self, dataset: Dataset, world: World, others: Others) -> tuple[Mapping[str, object], str]:
+    def _estimated(self, policy: LocalPolicy, dataset: Dataset, others: Others) -> tuple[Mapping[str, object], str]:
         """Say what training would take, for machines and for people."""
-        from memory_r1.policy import LocalPolicy
         from memory_r1.rl import train
 
         run = train.estimate_answer_agent if self.agent == "answer" else train.estimate_memory_manager
-        found = run(
-            LocalPolicy(self.model, device=world.device, precision=self.weights), dataset, self.settings, others=others
-        )
+        found = run(policy, dataset, self.settings, others=others)
         return asdict(found), "\n".join(_lines(found))
 
-    def _others(self, device: str | None) -> Others:
-        from memory_r1.policy import LocalPolicy
-
-        answerer = None
-        if self.agent == "manager":
-            answerer = LocalPolicy(self.model, adapter=self.answerer, device=device, precision="auto")
-        return Others(self.start, self._manager(device), answerer, self._judge(), self._teacher())
-
-    def _manager(self, device: str | None) -> LLMManager | None:
+    def _others(self, policy: LocalPolicy) -> Others:
         from memory_r1.memory.card import manager_of
+
+        answerer = self._frozen(policy, self.answerer) if self.agent == "manager" else None
+        manager = manager_of(self._frozen(policy, self.manager_adapter)) if self.manager_adapter else None
+        return Others(self.start, manager, answerer, self._judge(), self._teacher())
+
+    def _frozen(self, policy: LocalPolicy, adapter: Path | None) -> LocalPolicy:
+        """The other agent: on the very weights under the trained adapter, where they are its own and memory counts."""
         from memory_r1.policy import LocalPolicy
 
-        if self.manager_adapter is None:
-            return None
-        return manager_of(LocalPolicy(self.model, adapter=self.manager_adapter, device=device, precision="auto"))
+        alone = LocalPolicy(self.model, adapter=adapter, device=policy.device, precision="auto")
+        shares = not policy.embedded and self.settings.learner.lora_rank > 0 and alone.dtype == policy.dtype
+        return policy.beside(adapter) if shares else alone
 
     def _judge(self) -> Judge | None:
         from memory_r1.bench.judge import Judge

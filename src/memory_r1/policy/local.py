@@ -6,6 +6,7 @@ small model. Left out: JSON-schema decoding (`Sampling.schema` is ignored here, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import warnings
@@ -51,7 +52,7 @@ class LocalPolicy:
         self.source = Path(model) if model is not None else embedded_model()
         self.adapter = Path(adapter) if adapter is not None else None
         self.version = 0  # who trains the weights counts their changes here
-        self._device = device
+        self.device = device
         self.precision: Precision = precision
         self._batch_tokens = batch_tokens
         self._lock = RLock()
@@ -89,7 +90,7 @@ class LocalPolicy:
     @property
     def dtype(self) -> str:
         """The torch dtype of the weights, by name."""
-        return _dtype(self.precision, self._device or _best_device())
+        return _dtype(self.precision, self.device or _best_device())
 
     @property
     def model(self) -> Any:
@@ -117,6 +118,24 @@ class LocalPolicy:
     def wrap(self, change: Callable[[Any], Any]) -> None:
         """Put something around the loaded model, such as an adapter to train; `change` gives the model to use."""
         self._model = change(self.model)
+
+    def beside(self, adapter: str | Path | None) -> LocalPolicy:
+        """A policy with another adapter, or none, on these very weights, which memory then holds once.
+
+        They must stay as they are: whoever trains them, and not an adapter on them, trains the other policy as well.
+        Call it before anything is put around this one's model. The adapter is not merged: a step costs a little more.
+
+        Raises:
+            ModelError: the model or the adapter cannot be loaded.
+        """
+        other = LocalPolicy(
+            self.source, adapter=adapter, device=self.device, precision=self.precision, batch_tokens=self._batch_tokens
+        )
+        weights = {id(weight): weight for weight in self.model.parameters()}
+        model = copy.deepcopy(self.model, weights)  # modules of its own over the same weights
+        other.embedded, other._tokenizer = self.embedded, self.tokenizer
+        other._model = _with_adapter(model, other.adapter, merge=False).eval() if other.adapter else model
+        return other
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The prompt's tokens under the model's chat template, up to where the reply begins.
@@ -227,7 +246,7 @@ class LocalPolicy:
                 self._load_once()
 
     def _load_once(self) -> None:
-        device = self._device or _best_device()
+        device = self.device or _best_device()
         model, self._tokenizer = _load_base(self.source, self.dtype)
         if self.adapter is not None:
             model = _with_adapter(model, self.adapter)
@@ -303,7 +322,7 @@ def _check_adapter(folder: Path) -> None:
             raise ModelError(f"{folder}: not an adapter folder, expected {name} in it (written by memory-r1 train)")
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
+def _with_adapter(model: Any, folder: Path, *, merge: bool = True) -> Any:
     try:
         from peft import PeftModel
         from safetensors import SafetensorError
@@ -311,8 +330,9 @@ def _with_adapter(model: Any, folder: Path) -> Any:
         raise ModelError("an adapter needs peft: pip install 'memory-r1[train]'") from error
     try:
         with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder))
             # merged into the base: nothing here trains it, and a step then costs what the base alone costs
-            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+            return adapted.merge_and_unload() if merge else adapted
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: the adapter does not fit the model ({reason}): use the base it names") from error
