@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -328,7 +329,9 @@ def told(
     def values(prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [torch.tensor([*EXPECTED[tuple(tokens[:-1])], 0.4]) for tokens in completions]
 
-    learner = cast(Learner, SimpleNamespace(critic=SimpleNamespace(values=values), world=World(), version=0))
+    critic = SimpleNamespace(values=values)
+    stand_in = SimpleNamespace(critic=critic, world=World(), version=0, sharing=lambda prompts: nullcontext())
+    learner = cast(Learner, stand_in)
     batch = judged_by_critic(learner, groups, PPOSettings(whiten=False, kl_coef=0.0, **settings))
     pairs = [pair for one in batch for pair in zip(one.group.rows, one.returns, strict=True)]
     rounded = [(tuple(row.tokens), row.advantages.tolist(), returns.tolist()) for row, returns in pairs]
