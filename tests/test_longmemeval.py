@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import real_data
+from memory_r1.bench.dataset import load_dataset
 from memory_r1.bench.longmemeval import ORACLE_SHA256, TYPES, load_longmemeval
 from memory_r1.errors import DialogueError
 
@@ -115,6 +116,16 @@ def test_a_packed_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DialogueError, match=r"lme\.json\.gz: cannot be read"):
         load_longmemeval(path)
+
+
+def test_a_packed_file_that_was_altered_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, record(), name="lme.json.gz")
+    content = bytearray(path.read_bytes())
+    content[20:60] = b"\xff" * 40
+    path.write_bytes(bytes(content))
+    for load in (load_longmemeval, load_dataset):
+        with pytest.raises(DialogueError, match=r"lme\.json\.gz: cannot be read"):
+            load(path)
 
 
 def test_the_official_oracle_file_is_read_whole() -> None:

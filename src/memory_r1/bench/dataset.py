@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def load_dataset(path: Path | str, *, adversarial: bool = False) -> Dataset:
     """Read a file of any known format, told by its name and how it begins.
 
     A .json is LongMemEval's where its first record has a question_id, else LoCoMo's; anything else is MSC-Self-Instruct
-    where its first record has a self_instruct, else our own. A .gz is unpacked.
+    where its first record has a self_instruct, else our own. A benchmark's .gz is unpacked, our own is not.
 
     Args:
         adversarial: also take LoCoMo's category 5.
@@ -86,9 +87,9 @@ def load_dataset(path: Path | str, *, adversarial: bool = False) -> Dataset:
     path = Path(path)
     begins = _beginning(path)
     if path.name.endswith((".json", ".json.gz")):
-        return (
-            longmemeval_dataset(path) if b'"question_id"' in begins else locomo_dataset(path, adversarial=adversarial)
-        )
+        if b'"question_id"' in begins:
+            return longmemeval_dataset(path)
+        return locomo_dataset(path, adversarial=adversarial)
     if b'"self_instruct"' in begins.split(b"\n")[0]:
         return msc_dataset(path)
     file = load_dialogues(path)
@@ -119,5 +120,5 @@ def _beginning(path: Path, size: int = 2**18) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return file.read(size)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return b""

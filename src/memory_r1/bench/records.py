@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def read_bytes(path: Path, expected: str) -> bytes:
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
         raise DialogueError(f"{path}: no such file, expected {expected}") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DialogueError(f"{path}: cannot be read: {error}") from error
 
 
