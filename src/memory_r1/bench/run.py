@@ -109,7 +109,7 @@ def predict(
 def _predicted(agent: AnswerAgent, banks: Mapping[str, Bank], questions: Sequence[Question]) -> list[Prediction]:
     """One batch; when the policy cannot complete one of its prompts, each is asked alone and that one fails."""
     began = time.perf_counter()
-    asked = [(banks[question.dialogue_id], Query(question.text, question.asked_at)) for question in questions]
+    asked = [(banks[question.dialogue_id], Query.of(question)) for question in questions]
     try:
         answers = agent.answer(asked)
     except PromptError as error:

@@ -14,6 +14,7 @@ from datetime import datetime
 from itertools import chain, groupby
 
 from memory_r1.bank import Bank, Entry
+from memory_r1.dialogue import Question
 from memory_r1.errors import InputError
 from memory_r1.memory.dates import day
 from memory_r1.memory.reply import one_line
@@ -67,6 +68,11 @@ class Query:
 
     text: str
     asked_at: datetime | None = None
+
+    @classmethod
+    def of(cls, question: Question) -> Query:
+        """A data set's question, without what is known of its answer."""
+        return cls(question.text, question.asked_at)
 
 
 @dataclass(frozen=True)

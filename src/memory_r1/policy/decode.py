@@ -147,7 +147,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], n: int) -> tuple[_Sta
     import torch
 
     device, full = model.device, attends_to_all(model)
-    begun = _common(prompts) if full else 0
+    begun = common_length(prompts) if full else 0
     cache = _begin(model, prompts[0][:begun], len(prompts))
     longest = max(len(prompt) for prompt in prompts) - begun
     rests = [list(prompt[begun:]) for prompt in prompts]
@@ -168,7 +168,7 @@ def _prefill(model: Any, prompts: Sequence[Sequence[int]], n: int) -> tuple[_Sta
     return _State(cache, owner, rows, lengths, n > 1 or full), output.logits.expand(-1, n, -1)
 
 
-def _common(prompts: Sequence[Sequence[int]], worth: int = 64) -> int:
+def common_length(prompts: Sequence[Sequence[int]], worth: int = 64) -> int:
     """How many tokens all prompts begin with, one of each left over; 0 where it is not worth a pass of its own."""
     same = 0
     while same < min(len(prompt) for prompt in prompts) - 1 and len({prompt[same] for prompt in prompts}) == 1:

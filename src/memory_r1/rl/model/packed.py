@@ -17,10 +17,9 @@ finds them out, and `plain_logprobs` serves them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from memory_r1.policy.decode import additive, attends_to_all
+from memory_r1.policy.decode import additive, attends_to_all, common_length
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +32,7 @@ WORTH = 64  # tokens that prompts must share for a pass of their own to save tim
 
 def common_beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that several prompts all begin with, one of each left over; none where they are not worth a pass."""
-    shortest = min((len(prompt) for prompt in prompts), default=0)
-    columns = zip(*(prompt[: shortest - 1] for prompt in prompts), strict=True)
-    same = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
-    return same if len(prompts) > 1 and len(same) >= WORTH else []
+    return list(prompts[0][: common_length(prompts, WORTH)]) if prompts else []
 
 
 class Beginning:

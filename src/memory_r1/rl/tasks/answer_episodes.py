@@ -38,7 +38,7 @@ class AnswerEpisode:
 
     @property
     def prompt(self) -> Prompt:
-        return answer_prompt(Query(self.question.text, self.question.asked_at), self.entries, self.settings)
+        return answer_prompt(Query.of(self.question), self.entries, self.settings)
 
     def reward(self, completion: Completion) -> Reward:
         """What the parsed answer earns, less `format_coef` when the reply left the format; see `score_answers`."""
@@ -62,7 +62,7 @@ class AnswerEpisode:
             shuffle.shuffle(entries)
         evidence = set(self.question.evidence)
         numbers = [n for n, entry in enumerate(entries, start=1) if evidence.intersection(entry.turn_ids)]
-        prompt = answer_prompt(Query(self.question.text, self.question.asked_at), entries, self.settings)
+        prompt = answer_prompt(Query.of(self.question), entries, self.settings)
         return Demonstration(self.id, prompt, answer_reply(numbers, self.question.answer, self.settings))
 
     @property

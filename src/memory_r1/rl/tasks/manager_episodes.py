@@ -170,7 +170,7 @@ def judge(pairs: Sequence[tuple[ManagerEpisode, Completion]]) -> list[Reward]:
     if asked:
         outcome = next(iter(asked.values()))[0].outcome
         questions = [(bank, question) for one, _, bank in asked.values() for question in one.questions]
-        answers = outcome.answerer.answer([(bank, Query(one.text, one.asked_at)) for bank, one in questions])
+        answers = outcome.answerer.answer([(bank, Query.of(one)) for bank, one in questions])
         answered = [
             Answered(question.text, answer.text, question.answer)
             for (_, question), answer in zip(questions, answers, strict=True)
